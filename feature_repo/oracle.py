@@ -1,0 +1,77 @@
+"""The meaning of every feature in plain Python, for tests only: slow, obvious, and independent of the kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from feature_repo.views import Feature, FeatureView
+
+__all__ = ["Record", "feature_values", "members"]
+
+
+class Record(NamedTuple):
+    """One admitted record of one entity: event time, identity, the view's columns in order."""
+
+    time: int
+    id: int
+    columns: tuple[int, ...]
+
+
+def members(view: FeatureView, records: Iterable[Record], t: int, current: Record | None) -> list[Record]:
+    """The records a read at ``t`` is over, by (time, id); of copies the highest (revision, columns)."""
+    def rank(record: Record) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return tuple(x for x, c in zip(record.columns, view.columns, strict=True) if c.revision), record.columns
+
+    candidates = list(records)
+    if current is not None:
+        candidates = [r for r in candidates if view.include_current or r[:2] != current[:2]]
+        candidates += [current] if view.include_current else []
+    best: dict[tuple[int, int], Record] = {}
+    for record in candidates:
+        if t - view.delay_ms - view.longest_window_ms < record.time <= t - view.delay_ms:
+            held = best.get(record[:2])
+            if held is None or rank(record) > rank(held):
+                best[record[:2]] = record
+    return [best[identity] for identity in sorted(best)]
+
+
+def feature_values(view: FeatureView, records: Iterable[Record], t: int, current: Record | None = None) -> list[float]:
+    """All features of ``view`` at ``t``; NaN is null."""
+    chosen = members(view, records, t, current)
+    return [_value(view, f, [r for r in chosen if r.time > t - view.delay_ms - f.window_ms], t, current) for f in view.features]
+
+
+def _value(view: FeatureView, feature: Feature, window: list[Record], t: int, current: Record | None) -> float:
+    at, scale = view.column_index(feature.column), view.scale(feature.column)
+    x = [record.columns[at] for record in window] if at >= 0 else []
+    n = len(window)
+    match feature.function:
+        case "count":
+            return float(n)
+        case "sum":
+            return float(sum(x)) / float(scale)
+        case "count_distinct":
+            return float(len(set(x)))
+        case "count_same":
+            return math.nan if current is None else float(x.count(current.columns[at]))
+    if n == 0:
+        return math.nan
+    match feature.function:
+        case "mean":
+            return float(sum(x)) / float(n * scale)
+        case "min":
+            return float(min(x)) / float(scale)
+        case "max":
+            return float(max(x)) / float(scale)
+        case "std":
+            return math.sqrt(float(n * sum(v * v for v in x) - sum(x) ** 2)) / float(n * scale)
+        case "last":
+            return float(x[-1]) / float(scale)
+        case "time_since_last":
+            return float(t - window[-1].time) / 1000.0
+        case "ratio":
+            below = sum(record.columns[view.column_index(feature.denominator)] for record in window)
+            return (float(sum(x)) / float(scale)) / (float(below) / float(view.scale(feature.denominator))) if below else math.nan
+    raise AssertionError(feature.function)

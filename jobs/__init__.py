@@ -1,0 +1,1 @@
+"""Tables to tables on Spark: archive, training set, train, parity."""

@@ -1,0 +1,168 @@
+"""Bronze rows as typed events, with the verdicts of the feature worker: the same decoder, the same admission, the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from feature_repo.layout import packer
+from feature_repo.views import FeatureView
+from schemas.admission import admit
+from schemas.contracts import Contract
+from schemas.envelope import check_cloud_event
+from schemas.errors import ContractError, JobError
+from schemas.settings import Settings
+from schemas.topics import SOURCES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+__all__ = ["bronze", "bronze_path", "bronze_version", "contents", "events", "last_header", "position_of", "valid_records"]
+
+TOPIC_SHIFT, PARTITION_SHIFT = 56, 44
+"""A position is topic, partition and offset in one int64: it orders records of one arrival millisecond."""
+
+
+def bronze_path(settings: Settings) -> str:
+    return f"{settings.tables}/bronze"
+
+
+def bronze_version(spark: SparkSession, settings: Settings) -> int:
+    """The newest version of the bronze table. Raises JobError where nothing was archived."""
+    from delta.tables import DeltaTable
+
+    path = bronze_path(settings)
+    if not DeltaTable.isDeltaTable(spark, path):
+        raise JobError(f"there is no archive in {path}", hint="headrace archive")
+    return int(DeltaTable.forPath(spark, path).history(1).select("version").collect()[0][0])
+
+
+def bronze(spark: SparkSession, settings: Settings, version: int) -> DataFrame:
+    """The archive as it was at ``version``: a job that reads it twice must see it once."""
+    return spark.read.format("delta").option("versionAsOf", version).load(bronze_path(settings))
+
+
+def position_of(source: str, partition: Any, offset: Any) -> Any:
+    """Where a record of ``source`` stands among records of its arrival millisecond; of ints, arrays or columns."""
+    return (list(SOURCES).index(source) << TOPIC_SHIFT) + partition * (1 << PARTITION_SHIFT) + offset
+
+
+def last_header(name: str) -> Column:
+    """The value of a bronze row's last header ``name``, as ``schemas.envelope.header`` says."""
+    from pyspark.sql import functions as F
+
+    return F.element_at(F.filter("headers", lambda header: header["key"] == name), -1)["value"]
+
+
+def events(archive: DataFrame, source: str, views: Sequence[FeatureView], texts: Sequence[str] = (), numbers: Sequence[str] = (),
+           event_time: tuple[int, int] = (0, 2**63 - 1)) -> DataFrame:
+    """The valid records of ``source`` with first <= event time < end.
+
+    Columns: event_id, event_time, arrival_ms, position, ``texts``, ``numbers`` (int64), ``admitted`` (bit i: in the sets of
+    ``views[i]``) and one binary column per view of this source, the record exactly as the online store holds it. Entities of
+    all ``views`` are among ``texts`` whether named or not. Dead letters have no row; late records have one, with bits unset.
+    """
+    texts = tuple(dict.fromkeys([*(view.entity for view in views), *texts]))
+    own = [(bit, view) for bit, view in enumerate(views) if view.source == source]
+    schema = ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *(f"{t} string" for t in texts),
+                        *(f"{n} long" for n in numbers), "admitted int", *(f"{view.name} binary" for _, view in own)])
+    return _of(archive, source, event_time[0]).mapInArrow(_typed(source, own, texts, numbers, event_time), schema)
+
+
+def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> DataFrame:
+    """Identity, revision, position and the content (canonical JSON of the record) of each valid record of ``source``."""
+    import msgspec
+
+    encode = msgspec.json.Encoder(order="deterministic").encode
+    skews = [view.max_skew_ms for view in views if view.source == source]
+
+    def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        for batch in batches:
+            found = list(valid_records(batch, SOURCES[source], skews))
+            yield pa.RecordBatch.from_pydict({
+                "event_id": pa.array([event.event_id for _, event in found], pa.string()),
+                "event_time": pa.array([event.event_time for _, event in found], pa.int64()),
+                "revision": pa.array([getattr(event, "revision", 0) for _, event in found], pa.int64()),
+                "content": pa.array([encode(event) for _, event in found], pa.binary()),
+                **{name: batch[name].take(pa.array([row for row, _ in found], pa.int64())) for name in ("partition", "offset")},
+            })
+
+    schema = "event_id string, event_time long, revision long, content binary, partition int, offset long"
+    return _of(archive, source, 0).mapInArrow(typed, schema)
+
+
+def _of(archive: DataFrame, source: str, first_ms: int) -> DataFrame:
+    """The columns that decoding needs. An event of ``first_ms`` arrives no earlier than that less a clock's error."""
+    from pyspark.sql import functions as F
+
+    most_skew_ms = 86_400_000
+    return archive.where((F.col("topic") == source) & (F.col("arrival_ms") >= first_ms - most_skew_ms)).select(
+        "partition", "offset", "arrival_ms", "value", last_header("ce_type").alias("ce_type"),
+        last_header("ce_specversion").alias("ce_specversion"))
+
+
+def valid_records(batch: pa.RecordBatch, contract: Contract, skews_ms: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """(row, record) of each row that the feature worker would not have sent to the dead letters."""
+    decode, skew_ms = contract.decode, min(skews_ms, default=0)
+    stated: dict[tuple[bytes | None, bytes | None], bool] = {}
+    columns = [_objects(batch[name]) for name in ("value", "arrival_ms", "ce_type", "ce_specversion")]
+    for row, (value, arrival_ms, *attributes) in enumerate(zip(*columns, strict=True)):
+        fits = stated.get(key := (attributes[0], attributes[1]))
+        if fits is None:
+            fits = stated[key] = _fits(key, contract)
+        if not fits:
+            continue
+        try:
+            event = decode(value)
+        except ContractError:
+            continue
+        if admit(event.event_time, arrival_ms, 0, skew_ms) != "clock-skew":
+            yield row, event
+
+
+def _fits(attributes: tuple[bytes | None, bytes | None], contract: Contract) -> bool:
+    try:
+        check_cloud_event(zip(("ce_type", "ce_specversion"), attributes, strict=True), contract)
+    except ContractError:
+        return False
+    return True
+
+
+def _objects(column: pa.Array) -> list[Any]:
+    return column.to_numpy(zero_copy_only=False).tolist()  # type: ignore[no-any-return]  # three times as fast as to_pylist
+
+
+def _typed(source: str, own: Sequence[tuple[int, FeatureView]], texts: Sequence[str], numbers: Sequence[str],
+           event_time: tuple[int, int]) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    first_ms, end_ms = event_time
+
+    def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import numpy as np
+        import pyarrow as pa
+
+        packers = [(view.name, packer(view)) for _, view in own]
+        bounds = [(1 << bit, view.allowed_lateness_ms, view.max_skew_ms) for bit, view in own]
+        skews = [view.max_skew_ms for _, view in own]
+        for batch in batches:
+            found = [pair for pair in valid_records(batch, SOURCES[source], skews) if first_ms <= pair[1].event_time < end_ms]
+            of_events = [event for _, event in found]
+            rows = np.fromiter((row for row, _ in found), np.int64, len(found))
+            partition, offset, arrival = (batch[name].to_numpy()[rows] for name in ("partition", "offset", "arrival_ms"))
+            times = [event.event_time for event in of_events]
+            admitted = [sum(bit for bit, late, skew in bounds if admit(time, arrived, late, skew) == "admitted")
+                        for time, arrived in zip(times, arrival.tolist(), strict=True)]
+            yield pa.RecordBatch.from_pydict({
+                "event_id": pa.array([event.event_id for event in of_events], pa.string()),
+                "event_time": pa.array(times, pa.int64()),
+                "arrival_ms": pa.array(arrival),
+                "position": pa.array(position_of(source, partition.astype(np.int64), offset)),
+                **{name: pa.array([getattr(event, name) for event in of_events], pa.string()) for name in texts},
+                **{name: pa.array(list(map(int, [getattr(event, name) for event in of_events])), pa.int64()) for name in numbers},
+                "admitted": pa.array(admitted, pa.int32()),
+                **{name: pa.array([pack(event) for event in of_events], pa.binary()) for name, pack in packers},
+            })
+
+    return typed

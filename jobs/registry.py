@@ -1,0 +1,112 @@
+"""The model registry: every trained model is a run and a registered version in MLflow, and a bundle in the models folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from feature_repo.bundle import champion, load_bundle, promote, write_bundle
+from jobs.model_card import model_card
+from jobs.train import TrainResult
+from schemas.errors import JobError
+from schemas.settings import Settings
+
+__all__ = ["Registered", "register"]
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Where a model went. ``alias`` is ``champion`` or ``challenger``."""
+
+    model: str
+    version: str
+    alias: str
+    folder: Path
+    run_id: str
+
+
+def register(settings: Settings, result: TrainResult, *, make_champion: bool = False) -> Registered:
+    """Write the bundle, record it in MLflow, and make it champion if there is none or ``make_champion`` says so.
+
+    A bundle goes live only after it was loaded from disk as a scorer loads it. A version that fails before that stays in the
+    registry without an alias.
+    """
+    name = result.spec.name
+    with tracking_client(settings) as client:
+        run = client.create_run(experiment(client, settings, name), run_name="train " + "..".join(result.manifest.train))
+        run_id = run.info.run_id
+        log_run(client, run_id, result)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        made = client.create_model_version(name, source=f"{run.info.artifact_uri}/bundle", run_id=run_id)
+        version = str(made.version)
+        folder = settings.models / name / version
+        manifest = msgspec.structs.replace(result.manifest, version=version)
+        write_bundle(folder, manifest, result.onnx, result.golden, model_card(manifest))
+        load_bundle(folder, result.spec.service)
+        client.log_artifacts(run_id, str(folder), "bundle")
+        client.set_terminated(run_id)
+        live = make_champion or champion(settings.models, name) is None
+        if live:
+            promote(settings.models, folder)
+        set_aliases(client, name, version, live)
+    return Registered(name, version, "champion" if live else "challenger", folder, run_id)
+
+
+@contextmanager
+def tracking_client(settings: Settings) -> Iterator[Any]:
+    """MLflow's client; its errors become ours. Quiet: no usage statistics leave the machine, no migration is narrated."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # MLflow 3.17 lets some of its database's errors through
+
+    for noisy in ("alembic", "mlflow.store.db.utils"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    try:
+        yield MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise JobError(f"MLflow refused: {error}", hint="see HEADRACE_MLFLOW and `headrace doctor`") from error
+
+
+def experiment(client: Any, settings: Settings, name: str) -> str:
+    """The id of the experiment of that name; with the embedded database its artifacts lie in the home folder."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None if settings.mlflow else (settings.home.resolve() / "mlflow").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def log_run(client: Any, run_id: str, result: TrainResult) -> None:
+    manifest = result.manifest
+    parameters = {**manifest.parameters, "train": "..".join(manifest.train), "test": "..".join(manifest.test)}
+    tags = {"service_hash": manifest.service_hash, "git_commit": manifest.git_commit or "unknown",
+            **{f"data.{key}": str(value) for key, value in manifest.data.items()}}
+    for key, value in parameters.items():
+        client.log_param(run_id, key, value)
+    for key, value in tags.items():
+        client.set_tag(run_id, key, value)
+    client.log_metric(run_id, "threshold", manifest.threshold)
+    for who, values in manifest.metrics.items():
+        for key, value in values.items():
+            client.log_metric(run_id, key if who == "model" else f"{who}.{key}", value)
+
+
+def set_aliases(client: Any, name: str, version: str, live: bool) -> None:
+    """``champion`` moves to a live version and leaves ``previous`` where it was; any other version is ``challenger``."""
+    if not live:
+        client.set_registered_model_alias(name, "challenger", version)
+        return
+    before = client.get_registered_model(name).aliases.get("champion")
+    if before is not None:
+        client.set_registered_model_alias(name, "previous", str(before))
+    client.set_registered_model_alias(name, "champion", version)

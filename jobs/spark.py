@@ -1,0 +1,126 @@
+"""Spark sessions with Delta and Kafka: made here, used by the jobs, gone with their JVM when the job is done."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schemas.errors import JobError
+from schemas.jars import jars
+from schemas.java import java_home
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+__all__ = ["heavy", "session"]
+
+QUIET = """
+status = error
+rootLogger.level = error
+rootLogger.appenderRef.stderr.ref = stderr
+appender.stderr.type = Console
+appender.stderr.name = stderr
+appender.stderr.target = SYSTEM_ERR
+appender.stderr.layout.type = PatternLayout
+appender.stderr.layout.pattern = %d{yyyy-MM-dd HH:mm:ss} %p %c{1}: %m%n%ex
+"""
+BATCH_ROWS = 32_768
+"""Rows of one Arrow batch: large enough for numpy, small enough that a dozen of them are nothing."""
+
+
+@contextmanager
+def session(settings: Settings, app: str) -> Iterator[SparkSession]:
+    """A Spark session; its JVM and Python workers are gone on leaving. What the JVM says goes to ``<home>/logs/spark.log``.
+
+    Raises JobError when the JVM does not start, and for what Spark says of a failed job.
+    """
+    from py4j.protocol import Py4JError
+    from pyspark import SparkConf, SparkContext
+    from pyspark.errors import PySparkException
+    from pyspark.java_gateway import launch_gateway
+    from pyspark.sql import SparkSession
+
+    log = settings.home.resolve() / "logs" / "spark.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    found = {"JAVA_HOME": str(java_home(settings)), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    with tempfile.TemporaryDirectory(prefix="headrace-spark-") as folder, log.open("ab") as file, _environment(found):
+        quiet = Path(folder, "log4j2.properties")
+        quiet.write_text(QUIET)
+        conf = SparkConf(loadDefaults=False).setAll(_options(settings, app, Path(folder), quiet))
+        try:
+            gateway = launch_gateway(conf, {"stdout": file, "stderr": file})
+        except PySparkException as error:
+            raise JobError("spark's JVM did not start", hint=f"see {log}") from error
+        try:
+            spark = SparkSession(SparkContext(gateway=gateway, conf=conf))
+            try:
+                yield spark
+            finally:
+                spark.stop()
+        except (PySparkException, Py4JError) as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise JobError(f"spark job {app!r} failed: {first}", hint=f"see {log}") from error
+        finally:
+            gateway.shutdown()
+            gateway.proc.stdin.close()  # its end of file is what ends the JVM
+            gateway.proc.wait(30)
+            SparkContext._gateway = SparkContext._jvm = None  # else this process's next session would call the dead one
+
+
+@contextmanager
+def heavy(spark: SparkSession | None, settings: Settings, app: str) -> Iterator[SparkSession]:
+    """``spark`` as it is, or a session of its own for as long as the block lasts."""
+    if spark is not None:
+        yield spark
+    else:
+        with session(settings, app) as own:
+            yield own
+
+
+def _options(settings: Settings, app: str, folder: Path, quiet: Path) -> list[tuple[str, str]]:
+    cores = os.cpu_count() or 2
+    java = f"-Dlog4j2.configurationFile={quiet.as_uri()} -XX:+UseParallelGC -XX:-UsePerfData"
+    return [
+        ("spark.master", settings.spark_master),
+        ("spark.app.name", f"headrace-{app}"),
+        ("spark.driver.memory", settings.spark_memory),
+        ("spark.driver.extraJavaOptions", java),
+        ("spark.jars", ",".join(map(str, jars(settings, "spark")))),
+        ("spark.local.dir", str(folder)),
+        ("spark.sql.warehouse.dir", str(folder / "warehouse")),
+        ("spark.sql.catalogImplementation", "in-memory"),
+        ("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension"),
+        ("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog"),
+        ("spark.sql.session.timeZone", "UTC"),
+        ("spark.sql.shuffle.partitions", str(2 * cores)),  # two waves: one slow partition does not idle the other cores
+        ("spark.sql.execution.arrow.pyspark.enabled", "true"),
+        ("spark.sql.execution.arrow.maxRecordsPerBatch", str(BATCH_ROWS)),
+        ("spark.sql.maxConcurrentOutputFileWriters", "32"),  # else a write partitioned by topic sorts every value first
+        ("spark.databricks.delta.snapshotPartitions", "2"),  # stock 50 tasks to read a log of a dozen files
+        ("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(cores)),
+        ("spark.ui.enabled", "false"),
+        ("spark.ui.showConsoleProgress", "false"),
+    ]
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+Progress = Callable[[str], None]

@@ -1,0 +1,176 @@
+"""The rows a model is trained on: a training set on disk or in memory, read by period, in one order whatever wrote it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from feature_repo.bundle import as_input
+from feature_repo.fraud import ModelSpec
+from feature_repo.views import DAY_MS
+from schemas.errors import JobError
+
+__all__ = ["Period", "Rows", "TrainingSet", "open_training_set", "parse_period", "read_rows"]
+
+EPOCH = date(1970, 1, 1)
+CARD = "card_id"
+
+
+@dataclass(frozen=True)
+class Period:
+    """Whole UTC days, both inclusive."""
+
+    first: date
+    last: date
+
+    @property
+    def start_ms(self) -> int:
+        return (self.first - EPOCH).days * DAY_MS
+
+    @property
+    def end_ms(self) -> int:
+        """The first millisecond after the period."""
+        return ((self.last - EPOCH).days + 1) * DAY_MS
+
+    @property
+    def days(self) -> int:
+        return (self.last - self.first).days + 1
+
+    def __str__(self) -> str:
+        return f"{self.first}..{self.last}"
+
+
+def parse_period(text: str) -> Period:
+    """The period that ``2018-07-25..2018-07-31`` names.
+
+    >>> parse_period("2018-07-25..2018-07-31").days
+    7
+    """
+    first, _, last = text.partition("..")
+    try:
+        period = Period(date.fromisoformat(first), date.fromisoformat(last))
+    except ValueError as error:
+        raise JobError(f"{text!r} is not a period", hint="write two days, both included: 2018-07-25..2018-07-31") from error
+    if period.last < period.first:
+        raise JobError(f"the period {text} ends before it begins", hint=f"did you mean {last}..{first}?")
+    return period
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """An Arrow dataset, the files it reads (none: it is in memory) and what is to be remembered of where it came from."""
+
+    dataset: Any
+    files: list[str] = field(default_factory=list)
+    origin: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled or not, sorted by (event time, event id). ``x`` float32[n, F]; ``label`` float64[n], NaN: not known."""
+
+    event_time: np.ndarray[Any, Any]
+    card: np.ndarray[Any, Any]
+    label: np.ndarray[Any, Any]
+    x: np.ndarray[Any, Any]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def day(self) -> np.ndarray[Any, Any]:
+        """Days since 1970."""
+        return self.event_time // DAY_MS
+
+    def where(self, mask: np.ndarray[Any, Any]) -> Rows:
+        return Rows(self.event_time[mask], self.card[mask], self.label[mask], self.x[mask])
+
+
+def open_training_set(source: Any, spec: ModelSpec) -> TrainingSet:
+    """A training set from a pandas frame, an Arrow table, or the path of a Parquet file, a Parquet folder or a Delta table.
+
+    Columns: event_id, event_time (int64 ms), card_id, label (boolean or integer, null: not known), every feature of the model.
+    """
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    try:
+        if isinstance(source, pd.DataFrame):
+            opened = TrainingSet(ds.dataset(pa.Table.from_pandas(source, preserve_index=False)))
+        elif isinstance(source, pa.Table):
+            opened = TrainingSet(ds.dataset(source))
+        elif (log := Path(source) / "_delta_log").is_dir():
+            files, version = delta_files(log)
+            opened = TrainingSet(ds.dataset(files), files, {"table": Path(source).name, "version": version})
+        else:
+            dataset = ds.dataset(str(source))
+            opened = TrainingSet(dataset, list(dataset.files), {"table": Path(source).name})
+    except (OSError, pa.ArrowException) as error:
+        raise JobError(f"training set {source} cannot be read: {error}", hint="it is Parquet or a Delta table") from error
+    wanted = ("event_id", "event_time", CARD, "label", *spec.service.feature_names)
+    if missing := [name for name in wanted if name not in opened.dataset.schema.names]:
+        raise JobError(f"the training set has no column {missing[0]!r} ({len(missing)} missing)",
+                       hint="build it again with today's feature definitions")
+    return opened
+
+
+def delta_files(log: Path) -> tuple[list[str], int]:
+    """The live files of a Delta table, and its version, from its log of JSON commits.
+
+    Reading all Parquet files of the folder instead would bring back rows that a later version removed.
+    """
+    commits = sorted(log.glob("[0-9]*.json"))
+    if [int(commit.stem) for commit in commits] != list(range(len(commits))) or not commits:
+        raise JobError(f"the Delta log of {log.parent.name} does not reach back to version 0", hint="build the training set again")
+    live: set[str] = set()
+    for commit in commits:
+        for action in map(json.loads, commit.read_text().splitlines()):
+            if "add" in action:
+                live.add(action["add"]["path"])
+            elif "remove" in action:
+                live.discard(action["remove"]["path"])
+    return [str(log.parent / path) for path in sorted(live)], len(commits) - 1
+
+
+def count_rows(training_set: TrainingSet, start_ms: int, end_ms: int) -> int:
+    return int(training_set.dataset.count_rows(filter=between(start_ms, end_ms)))
+
+
+def read_rows(training_set: TrainingSet, spec: ModelSpec, start_ms: int, end_ms: int) -> Rows:
+    """The rows with start_ms <= event time < end_ms. Raises JobError where an event is there twice."""
+    features = spec.service.feature_names
+    table = training_set.dataset.to_table(columns=["event_id", "event_time", CARD, "label", *features],
+                                          filter=between(start_ms, end_ms))
+    table = table.sort_by([("event_time", "ascending"), ("event_id", "ascending")])
+    time, event = table["event_time"].to_numpy(), table["event_id"].to_numpy()
+    if len(time) and (twice := (time[1:] == time[:-1]) & (event[1:] == event[:-1])).any():
+        raise JobError(f"the training set has {int(twice.sum()):,} events twice", hint="build it again into an empty folder")
+    x = np.empty((len(time), len(features)), dtype=np.float32)
+    for index, name in enumerate(features):
+        x[:, index] = as_input(table[name].cast("float64").to_numpy())
+    return Rows(time, table[CARD].to_numpy().astype(str), table["label"].cast("float64").to_numpy(), x)
+
+
+def between(start_ms: int, end_ms: int) -> Any:
+    import pyarrow.dataset as ds
+
+    return (ds.field("event_time") >= start_ms) & (ds.field("event_time") < end_ms)
+
+
+def day_of(time_ms: int) -> date:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).date()
+
+
+def check_gap(train: Period, test: Period, label_delay_ms: int) -> None:
+    """Raise JobError unless every label of ``train`` was known when ``test`` began; the error names days that would do."""
+    earliest = EPOCH + timedelta(days=-(-(train.end_ms + label_delay_ms) // DAY_MS))
+    if test.first < earliest:
+        would_do = Period(earliest, earliest + (test.last - test.first))
+        raise JobError(f"test begins {test.first}, but labels of the last training day {train.last} are known only from {earliest}",
+                       hint=f"--train {train} --test {would_do} keeps the label delay of {label_delay_ms / DAY_MS:g} days")

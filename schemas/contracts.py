@@ -1,0 +1,110 @@
+"""What a contract is: a record type, its owner, key, compatibility and personal data, its published JSON Schema, its decoder.
+
+The record type (a msgspec Struct) is the one declaration; JSON Schema and the fast decoder are two readings of it and give the
+same verdicts. The schema is published as draft-04 because there an integer is "a number without a fraction or exponent part",
+which is what the decoder accepts; later drafts take ``1.0`` for an integer.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import msgspec
+
+from schemas.errors import ContractError
+
+__all__ = ["MAX_VALUE_BYTES", "Contract", "explain_reason"]
+
+MAX_VALUE_BYTES = 1 << 20
+"""A larger value is refused unread: a decoder must not be made to allocate."""
+
+Compatibility = Literal["backward", "forward", "full", "none"]
+UNKNOWN_FIELD = re.compile(r"unknown field")
+MISSING_FIELD = re.compile(r"missing required field")
+WRONG_TYPE = re.compile(r"^Expected `[^`]+`, got")
+HINTS = {
+    "not-json": "send one UTF-8 JSON object per record",
+    "no-value": "a tombstone means nothing on this topic; send the event, or nothing",
+    "too-large": f"keep a value under {MAX_VALUE_BYTES} bytes",
+    "missing-field": "add the field; the published JSON Schema lists what is required",
+    "unknown-field": "remove the field, or have it added to the contract first",
+    "wrong-type": "send the JSON type that the contract names; numbers are not quoted, integers have no fraction",
+    "out-of-range": "send a value within the contract's bounds",
+    "clock-skew": "set the producer's clock; event_time may not lie in the future",
+}
+
+
+def explain_reason(reason: str) -> str:
+    """What a producer can do about a dead letter of this ``reason``."""
+    return HINTS.get(reason, "see the contract's published JSON Schema")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The agreement on one kind of record.
+
+    Parameters
+    ----------
+    name, version
+        The CloudEvents type is ``headrace.<name>.v<version>``.
+    record
+        The msgspec Struct that declares fields, types and bounds.
+    owner
+        The team that answers for it.
+    key
+        The field whose text is the Kafka key, so that one entity's records keep their order.
+    compatibility
+        What a new version must keep: ``backward`` readers of the new read the old.
+    personal_data
+        Fields that identify a person, directly or by a lookup; they are never logged.
+    """
+
+    name: str
+    version: int
+    record: type[msgspec.Struct]
+    owner: str
+    key: str
+    compatibility: Compatibility
+    personal_data: frozenset[str] = frozenset()
+    doc: str = ""
+
+    @property
+    def type(self) -> str:
+        return f"headrace.{self.name}.v{self.version}"
+
+    @cached_property
+    def decoder(self) -> msgspec.json.Decoder[Any]:
+        return msgspec.json.Decoder(self.record)
+
+    def decode(self, value: bytes | None) -> Any:
+        """The record in ``value``.
+
+        Raises ContractError with one of the reasons in ``HINTS`` and a fact that names field and fault, never the value.
+        """
+        if value is None:
+            raise ContractError("no-value", "record has no value", hint=HINTS["no-value"])
+        if len(value) > MAX_VALUE_BYTES:
+            raise ContractError("too-large", f"value has {len(value)} bytes", hint=HINTS["too-large"])
+        try:
+            return self.decoder.decode(value)
+        except msgspec.ValidationError as error:
+            fact = str(error)
+            reason = ("unknown-field" if UNKNOWN_FIELD.search(fact) else "missing-field" if MISSING_FIELD.search(fact)
+                      else "wrong-type" if WRONG_TYPE.search(fact) else "out-of-range")
+            raise ContractError(reason, fact, hint=HINTS[reason]) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ContractError("not-json", f"value is not JSON: {error}", hint=HINTS["not-json"]) from error
+
+    def json_schema(self) -> dict[str, Any]:
+        """The published JSON Schema (draft-04), with owner, key and personal-data tags as ``x-`` members."""
+        generated = msgspec.json.schema(self.record)
+        body = dict(generated["$defs"][self.record.__name__])
+        body["properties"] = {
+            name: {**field, "x-personal-data": True} if name in self.personal_data else field
+            for name, field in body["properties"].items()
+        }
+        return {"$schema": "http://json-schema.org/draft-04/schema#", "id": self.type, **body, "description": self.doc,
+                "x-owner": self.owner, "x-key": self.key, "x-compatibility": self.compatibility}

@@ -1,0 +1,78 @@
+"""The error tree: every error that headrace raises on purpose.
+
+    HeadraceError
+    ├── SettingsError          a setting is unknown, missing or contradictory
+    ├── ContractError          a record breaks its contract (becomes a dead letter; has ``reason``)
+    ├── DefinitionError        a view, service or model is declared wrongly
+    ├── StoreError             the online store said no, or did not answer
+    │   └── BelowFloorError    the history asked for was trimmed; it belongs to Delta
+    ├── LogError               Kafka refused, or did not answer
+    ├── RuntimeFault           an embedded process cannot be started or died for good
+    ├── JobError               a Spark job cannot go on
+    └── BundleError            a model bundle is damaged, unsafe or does not fit
+
+Messages are lower-case facts with values; ``hint`` says what to do. Foreign exceptions stop at the owner of their library.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BelowFloorError", "BundleError", "ContractError", "DefinitionError", "HeadraceError", "JobError", "LogError",
+    "RuntimeFault", "SettingsError", "StoreError",
+]
+
+
+class HeadraceError(Exception):
+    """A fact and, where there is one, the way out. ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+    def __init__(self, fact: str, *, hint: str = "") -> None:
+        super().__init__(fact)
+        self.fact = fact
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.fact}; hint: {self.hint}" if self.hint else self.fact
+
+
+class SettingsError(HeadraceError):
+    exit_code = 2
+
+
+class ContractError(HeadraceError):
+    """A record that breaks its contract; ``reason`` is a stable word such as ``not-json`` or ``clock-skew``."""
+
+    exit_code = 3
+
+    def __init__(self, reason: str, fact: str, *, hint: str = "") -> None:
+        super().__init__(fact, hint=hint)
+        self.reason = reason
+
+
+class DefinitionError(HeadraceError):
+    exit_code = 2
+
+
+class StoreError(HeadraceError):
+    exit_code = 4
+
+
+class BelowFloorError(StoreError):
+    pass
+
+
+class LogError(HeadraceError):
+    exit_code = 4
+
+
+class RuntimeFault(HeadraceError):
+    exit_code = 5
+
+
+class JobError(HeadraceError):
+    exit_code = 6
+
+
+class BundleError(HeadraceError):
+    exit_code = 7

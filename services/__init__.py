@@ -1,0 +1,1 @@
+"""Who is alive: embedded runtime, scorer, simulator, and the ``headrace`` command."""

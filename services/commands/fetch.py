@@ -1,0 +1,26 @@
+"""``headrace fetch``"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from services.commands import add_command, show
+
+if TYPE_CHECKING:
+    from services.commands import Subparsers
+
+
+def register(subparsers: Subparsers) -> None:
+    add_command(subparsers, "fetch", run, help="fetch the jars of Kafka and Spark now; everything after it works without a network",
+                example="headrace fetch")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from schemas.jars import fetch_jars, jar_folder
+    from schemas.settings import read_settings
+
+    settings = read_settings()
+    fetch_jars(settings, "kafka", "spark")
+    folders = {conf: jar_folder(settings, conf) for conf in ("kafka", "spark")}
+    show(arguments, folders, "\n".join(f"{conf}: {len(list(folder.glob('*.jar')))} jars in {folder}" for conf, folder in folders.items()))

@@ -1,0 +1,1 @@
+"""How streams are processed: the Faust app, its chunk transport and agents."""

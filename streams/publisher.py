@@ -1,0 +1,91 @@
+"""Publishing what was derived, acknowledged by all replicas, and not again what a former life of this worker published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from schemas.envelope import SOURCE_OFFSET, header
+from schemas.errors import LogError
+from streams.sort import Outgoing
+
+__all__ = ["Publisher", "last_source_offset"]
+
+NOTHING = -1
+
+
+def last_source_offset(bootstrap: str, topic: str, partition: int, timeout_s: float = 10.0) -> int:
+    """The source offset that the last record of ``topic`` partition came from; -1 where there is none.
+
+    What derives a topic writes partition p from source partition p, in order, so this is how far it got. Raises LogError when
+    the broker does not answer.
+    """
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "headrace-peek", "enable.auto.commit": False,
+                         "enable.partition.eof": True, "queued.max.messages.kbytes": 1024})
+    try:
+        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
+        if high <= low:
+            return NOTHING
+        consumer.assign([TopicPartition(topic, partition, high - 1)])
+        message = consumer.poll(timeout_s)
+        found = header(cast(Any, message.headers()), SOURCE_OFFSET) if message is not None and not message.error() else None
+        if found is None:
+            raise LogError(f"last record of {topic}[{partition}] could not be read or says no source offset",
+                           hint="only headrace may write to this topic")
+        return int(found)
+    except KafkaException as error:
+        raise LogError(f"cannot read the end of {topic}[{partition}]: {error}", hint="is Kafka up?") from error
+    finally:
+        consumer.close()
+
+
+class Publisher:
+    """One producer. ``stopping`` is asked while waiting: a worker that is told to stop does not wait for a dead broker."""
+
+    def __init__(self, bootstrap: str, stopping: Callable[[], bool]) -> None:
+        self._bootstrap = bootstrap
+        self._stopping = stopping
+        self._producer = Producer({
+            "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 1, "compression.type": "lz4",
+            "message.timeout.ms": 0,  # for ever: the source offset is not committed before this is acknowledged
+            "message.max.bytes": 8 << 20, "queue.buffering.max.messages": 200_000,
+        })
+        self._published: dict[tuple[str, int], int] = {}
+        self._failed: list[Any] = []
+
+    def publish(self, topic: str, partition: int, records: Sequence[Outgoing]) -> None:
+        """Queue ``records`` that have not been published before, to partition ``partition``. ``wait`` then waits for all."""
+        if not records:
+            return
+        place = (topic, partition)
+        if place not in self._published:
+            self._published[place] = last_source_offset(self._bootstrap, topic, partition)
+        mark = self._published[place]
+        produce, delivered = self._producer.produce, self._delivered
+        for record in records:
+            if record.offset > mark:
+                produce(topic, record.value, record.key, partition, on_delivery=delivered, timestamp=record.arrival_ms,
+                        headers=cast(Any, record.headers))
+        self._published[place] = max(mark, records[-1].offset)
+
+    def wait(self) -> None:
+        """Return when everything queued is acknowledged; LogError when one was refused or the worker is stopping."""
+        while self._producer.flush(0.5):
+            if self._stopping():
+                raise LogError("stopped while the broker had not acknowledged everything", hint="it is published again on restart")
+        if self._failed:
+            error = self._failed[0]
+            self._failed.clear()
+            self._published.clear()
+            raise LogError(f"broker refused a record: {error}", hint="see the broker's log; topics come from the catalogue")
+
+    def forget(self, partition: int) -> None:
+        """The partition may have had another owner meanwhile."""
+        for place in [place for place in self._published if place[1] == partition]:
+            del self._published[place]
+
+    def _delivered(self, error: Any, _: Any) -> None:
+        if error is not None:
+            self._failed.append(error)

@@ -1,0 +1,142 @@
+"""Kernel, sweep and oracle are one meaning: equal with ``==`` on random, hostile input."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from feature_repo import kernel, wide
+from feature_repo.layout import floor_record, rows
+from feature_repo.oracle import Record, feature_values, members
+from feature_repo.views import FUNCTIONS, Column, Feature, FeatureView
+
+BIG = 10**11
+
+
+def view_of(delay_ms: int, include_current: bool) -> FeatureView:
+    features = tuple(
+        Feature(f"{function}_{w}", function, w, None if function in ("count", "time_since_last") else column, "b")
+        for w in (7, 40, 1000)
+        for function in FUNCTIONS
+        for column in (["h"] if function.startswith("count_") else ["a"])
+    )
+    return FeatureView("v", "e", "s", (Column("a", scale=100), Column("rev", revision=True), Column("b"), Column("h", hashed=True)),
+                       features, delay_ms=delay_ms, include_current=include_current)
+
+
+VIEWS = [view_of(delay, include) for delay in (0, 15) for include in (True, False)]
+LIMIT = np.iinfo(np.int64).max
+
+
+def random_records(r: random.Random, n: int) -> list[Record]:
+    records: list[Record] = []
+    for _ in range(n):
+        if records and r.random() < 0.3:  # a copy, sometimes with other content
+            old = r.choice(records)
+            columns = list(old.columns)
+            if r.random() < 0.5:
+                columns[r.randrange(4)] += 1
+            records.append(Record(old.time, old.id, tuple(columns)))
+        else:
+            amount = r.choice([r.randrange(-50, 50), BIG - r.randrange(3), -BIG, 0])
+            time = r.randrange(0, 120 if r.random() < 0.8 else 3000)
+            records.append(Record(time, r.randrange(1, 40), (amount, r.randrange(3), r.randrange(-2, 3), r.randrange(4) - 2)))
+    return records
+
+
+def as_rows(view: FeatureView, records: list[Record]) -> np.ndarray:
+    return np.array([[r.time, r.id, *r.columns] for r in records], np.int64).reshape(-1, view.record_words)
+
+
+def mode_of(view: FeatureView, current: Record | None) -> int:
+    return kernel.NONE if current is None else kernel.INCLUDE if view.include_current else kernel.EXCLUDE
+
+
+def same(a: object, b: object) -> bool:
+    return np.array_equal(np.asarray(a, float), np.asarray(b, float), equal_nan=True)
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}")
+@pytest.mark.parametrize("size", [0, 1, 5, 40, 400])
+def test_kernel_equals_oracle_on_hostile_sets(view: FeatureView, size: int) -> None:
+    r = random.Random(f"{view.delay_ms}{view.include_current}{size}")
+    for _ in range(60):
+        records = random_records(r, size)
+        reads = [(r.randrange(0, 1400), r.choice([None, r.choice(records) if records else None, random_records(r, 1)[0]]))
+                 for _ in range(5)]
+        n = len(reads)
+        current = as_rows(view, [c or Record(0, 0, (0,) * 4) for _, c in reads])
+        values, stamps = kernel.read_sets(view, as_rows(view, records), np.zeros(n, np.int64), np.full(n, len(records)),
+                                          np.array([t for t, _ in reads]), current,
+                                          np.array([mode_of(view, c) for _, c in reads]))
+        for i, (t, c) in enumerate(reads):
+            assert same(values[i], feature_values(view, records, t, c))
+            assert stamps[i, kernel.USED] == len(members(view, records, t, c))
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}")
+def test_sweep_equals_oracle_over_what_had_arrived(view: FeatureView) -> None:
+    r = random.Random(7)
+    for _ in range(200):
+        entities = [random_records(r, r.choice([0, 3, 30])) for _ in range(3)]
+        table = [(e, record, (r.randrange(50), i)) for e, records in enumerate(entities) for i, record in enumerate(records)]
+        reads = [(r.randrange(3), r.randrange(0, 1400), r.choice([None, *random_records(r, 1)]), (r.randrange(60), r.randrange(9)))
+                 for _ in range(8)]
+        recs = as_rows(view, [x[1] for x in table])
+        codes = np.array([x[0] for x in table], np.int64)
+        order = kernel.sort_order(view, codes, recs)
+        codes = codes[order]
+        values, stamps = kernel.sweep(
+            view, recs[order], np.array([x[2] for x in table], np.int64).reshape(-1, 2)[order],
+            np.searchsorted(codes, [e for e, *_ in reads]), np.searchsorted(codes, [e for e, *_ in reads], "right"),
+            np.array([t for _, t, *_ in reads]), as_rows(view, [c or Record(0, 0, (0,) * 4) for _, _, c, _ in reads]),
+            np.array([mode_of(view, c) for _, _, c, _ in reads]), np.array([h for *_, h in reads]))
+        for i, (e, t, c, horizon) in enumerate(reads):
+            visible = [record for entity, record, arrival in table if entity == e and arrival < horizon]
+            assert same(values[i], feature_values(view, visible, t, c))
+            online, stamp = kernel.read_sets(view, as_rows(view, visible), np.zeros(1, np.int64), np.array([len(visible)]),
+                                             np.array([t]), as_rows(view, [c or Record(0, 0, (0,) * 4)]), np.array([mode_of(view, c)]))
+            assert same(values[i], online[0])
+            assert (stamps[i] == stamp[0]).all(), "one read has one fingerprint, online and offline"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.randoms(use_true_random=False), st.sampled_from(VIEWS))
+def test_order_copies_and_splits_of_a_set_change_no_bit(r: random.Random, view: FeatureView) -> None:
+    records = random_records(r, r.randrange(1, 120))
+    again = records + [r.choice(records) for _ in range(r.randrange(5))]
+    r.shuffle(again)
+    t, current = r.randrange(1400), r.choice(records)
+
+    def read(of: list[Record]) -> tuple[np.ndarray, np.ndarray]:
+        return kernel.read_sets(view, as_rows(view, of), np.zeros(1, np.int64), np.array([len(of)]), np.array([t]),
+                                as_rows(view, [current]), np.array([mode_of(view, current)]))
+
+    (a, stamp_a), (b, stamp_b) = read(records), read(again)
+    assert a.tobytes() == b.tobytes()
+    assert (stamp_a == stamp_b).all()
+
+
+def test_a_read_below_the_floor_is_refused_and_one_above_it_is_not() -> None:
+    view = VIEWS[0]
+    value = as_rows(view, [Record(2000, 5, (1, 0, 1, 1))]).tobytes() + floor_record(view, 1000)
+    t = np.array([1999, 2000, 2500])
+    z = np.zeros(3, np.int64)
+    values, stamps = kernel.read_sets(view, rows(view, value), z, z + 2, t, np.zeros((3, view.record_words), np.int64), z)
+    assert stamps[:, kernel.REFUSED].tolist() == [1, 0, 0]
+    assert np.isnan(values[0]).all()
+    assert values[1, 0] == 1.0
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_wide_integers_agree_with_python(a: int, b: int) -> None:
+    high, low = wide.multiply(np.uint64(a), np.uint64(b))
+    assert (int(high) << 64) + int(low) == a * b
+    assert wide.to_float(np.uint64(a), np.uint64(b)) == float((a << 64) + b)
+    big, small = max(a, b), min(a, b)
+    h, lo = wide.subtract(np.uint64(big), np.uint64(small), np.uint64(small), np.uint64(big))
+    assert (int(h) << 64) + int(lo) == ((big << 64) + small) - ((small << 64) + big)
