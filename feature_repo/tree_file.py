@@ -4,7 +4,7 @@ The protobuf wire format is walked against the few fields that a tree ensemble n
 name files outside the bundle), subgraphs, functions, other operators. This costs a scorer no memory; the ``onnx`` package, which
 would do the same check less strictly, costs 11 MB.
 
-Source of the field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3
+Source of the field numbers: onnx.proto3 of the ONNX project, IR version 8 to 13.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import Column, DataFrame, SparkSession
 
-__all__ = ["bronze", "bronze_path", "bronze_version", "contents", "events", "last_header", "position_of", "valid_records"]
+__all__ = ["bronze", "bronze_path", "bronze_version", "contents", "end_offsets", "events", "last_header", "position_of", "valid_records"]
 
 TOPIC_SHIFT, PARTITION_SHIFT = 56, 44
 """A position is topic, partition and offset in one int64: it orders records of one arrival millisecond."""
@@ -67,19 +67,19 @@ def events(archive: DataFrame, source: str, views: Sequence[FeatureView], texts:
     own = [(bit, view) for bit, view in enumerate(views) if view.source == source]
     schema = ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *(f"{t} string" for t in texts),
                         *(f"{n} long" for n in numbers), "admitted int", *(f"{view.name} binary" for _, view in own)])
-    return _of(archive, source, event_time[0]).mapInArrow(_typed(source, own, texts, numbers, event_time), schema)
+    arrived_from_ms = event_time[0] - max((view.max_skew_ms for _, view in own), default=0)  # before that it would be a dead letter
+    return _columns(archive, source, arrived_from_ms).mapInArrow(_typed(source, own, texts, numbers, event_time), schema)
 
 
 def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> DataFrame:
     """Identity, revision, position and the content (canonical JSON of the record) of each valid record of ``source``."""
-    import msgspec
-
-    encode = msgspec.json.Encoder(order="deterministic").encode
     skews = [view.max_skew_ms for view in views if view.source == source]
 
     def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import msgspec
         import pyarrow as pa
 
+        encode = msgspec.json.Encoder(order="deterministic").encode
         for batch in batches:
             found = list(valid_records(batch, SOURCES[source], skews))
             yield pa.RecordBatch.from_pydict({
@@ -91,15 +91,22 @@ def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> D
             })
 
     schema = "event_id string, event_time long, revision long, content binary, partition int, offset long"
-    return _of(archive, source, 0).mapInArrow(typed, schema)
+    return _columns(archive, source, 0).mapInArrow(typed, schema)
 
 
-def _of(archive: DataFrame, source: str, first_ms: int) -> DataFrame:
-    """The columns that decoding needs. An event of ``first_ms`` arrives no earlier than that less a clock's error."""
+def end_offsets(archive: DataFrame) -> dict[str, dict[str, int]]:
+    """Topic -> partition -> last archived offset."""
+    ends: dict[str, dict[str, int]] = {}
+    for topic, partition, offset in archive.groupBy("topic", "partition").agg({"offset": "max"}).sort("topic", "partition").collect():
+        ends.setdefault(topic, {})[str(partition)] = offset
+    return ends
+
+
+def _columns(archive: DataFrame, source: str, arrived_from_ms: int) -> DataFrame:
+    """What decoding needs."""
     from pyspark.sql import functions as F
 
-    most_skew_ms = 86_400_000
-    return archive.where((F.col("topic") == source) & (F.col("arrival_ms") >= first_ms - most_skew_ms)).select(
+    return archive.where((F.col("topic") == source) & (F.col("arrival_ms") >= arrived_from_ms)).select(
         "partition", "offset", "arrival_ms", "value", last_header("ce_type").alias("ce_type"),
         last_header("ce_specversion").alias("ce_specversion"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -45,7 +46,9 @@ def fit_spark(spec: ModelSpec, spark: Any, files: list[str], start_ms: int, end_
     rows = spark.read.parquet(*files).where(f.col("event_time").between(start_ms, end_ms - 1) & f.col("label").isNotNull())
     rows = rows.select(f.col("label").cast("int").alias("label"), *(f.col(name).cast("float").alias(name) for name in features))
     workers = max(1, spark.sparkContext.defaultParallelism)
-    estimator = SparkXGBClassifier(**recipe(spec), missing=float("nan"), verbosity=0, features_col=features, label_col="label",
+    stated = {name: value for name, value in recipe(spec).items() if name != "objective"}  # it sets this one and takes no other
+    logging.getLogger("XGBoost-PySpark").setLevel(logging.WARNING)
+    estimator = SparkXGBClassifier(**stated, missing=float("nan"), verbosity=0, verbose=False, features_col=features, label_col="label",
                                    num_workers=workers)
     fitted = XGBClassifier()
     fitted.load_model(bytearray(estimator.fit(rows).get_booster().save_raw("json")))

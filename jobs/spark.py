@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["heavy", "session"]
+__all__ = ["session", "use_session", "write_text"]
 
 QUIET = """
 status = error
@@ -48,7 +49,10 @@ def session(settings: Settings, app: str) -> Iterator[SparkSession]:
 
     log = settings.home.resolve() / "logs" / "spark.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    found = {"JAVA_HOME": str(java_home(settings)), "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    found = {"JAVA_HOME": str(java_home(settings)), "PYSPARK_PYTHON": sys.executable}
+    if settings.spark_master.startswith("local"):
+        found["SPARK_LOCAL_IP"] = "127.0.0.1"
+    logging.getLogger("SQLQueryContextLogger").disabled = True  # prints a JVM stack trace for what is raised anyway
     with tempfile.TemporaryDirectory(prefix="headrace-spark-") as folder, log.open("ab") as file, _environment(found):
         quiet = Path(folder, "log4j2.properties")
         quiet.write_text(QUIET)
@@ -74,7 +78,7 @@ def session(settings: Settings, app: str) -> Iterator[SparkSession]:
 
 
 @contextmanager
-def heavy(spark: SparkSession | None, settings: Settings, app: str) -> Iterator[SparkSession]:
+def use_session(spark: SparkSession | None, settings: Settings, app: str) -> Iterator[SparkSession]:
     """``spark`` as it is, or a session of its own for as long as the block lasts."""
     if spark is not None:
         yield spark
@@ -109,6 +113,17 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path) -> list[tu
     ]
 
 
+def write_text(spark: SparkSession, path: str, text: str) -> None:
+    """Put ``text`` into the file ``path``, a path or URL that tables may lie under, replacing what was there."""
+    assert spark._jvm is not None
+    target = spark._jvm.org.apache.hadoop.fs.Path(path)
+    file = target.getFileSystem(spark._jsc.hadoopConfiguration()).create(target, True)
+    try:
+        file.write(text.encode())
+    finally:
+        file.close()
+
+
 @contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
@@ -121,6 +136,3 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-Progress = Callable[[str], None]

@@ -22,8 +22,8 @@ from feature_repo.fraud import ModelSpec
 from feature_repo.views import DAY_MS
 from jobs.fit import fit_local, fit_spark, recipe, to_onnx
 from jobs.metrics import alert_threshold, average_precision, card_precision_at_k, known_compromised, roc_auc
-from jobs.spark import heavy
-from jobs.training_rows import Period, Rows, TrainingSet, check_gap, count_rows, open_training_set, read_rows
+from jobs.spark import use_session
+from jobs.training_rows import UNLABELLED_AT_MOST, Period, Rows, TrainingSet, check_gap, count_labels, open_training_set, read_rows
 from schemas.errors import JobError
 from schemas.settings import Settings
 
@@ -34,7 +34,6 @@ __all__ = ["LOCAL_ROWS", "TrainResult", "train"]
 
 LOCAL_ROWS = 2_000_000
 """Up to here one process fits (29 float32 features: 232 MB); above it Spark does."""
-UNLABELLED_AT_MOST = 0.01
 ONNX_TOLERANCE = 1e-5
 GOLDEN_ROWS = 32
 
@@ -71,8 +70,10 @@ def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Perio
     test = labelled(test, "test", test_period)
     if not len(gap):
         raise JobError("the training set has no rows between train and test", hint="build it from the first to the last day")
-    if count_rows(training_set, train_period.start_ms, train_period.end_ms) > LOCAL_ROWS and training_set.files:
-        with heavy(spark, settings, f"train-{spec.name}") as session:
+    train_rows, train_positives = count_labels(training_set, train_period.start_ms, train_period.end_ms)
+    large = bool(training_set.files) and train_rows > LOCAL_ROWS
+    if large:
+        with use_session(spark, settings, f"train-{spec.name}") as session:
             fitted = fit_spark(spec, session, training_set.files, train_period.start_ms, train_period.end_ms)
         seen = newest_rows(training_set, spec, train_period)
     else:
@@ -98,7 +99,8 @@ def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Perio
         threshold=threshold, defaults=dict(spec.defaults), label=spec.label, label_delay_ms=spec.label_delay_ms,
         train=(str(train_period.first), str(train_period.last)), test=(str(test_period.first), str(test_period.last)),
         seed=spec.seed, parameters=dict(recipe(spec)), metrics=metrics, frameworks=frameworks(), git_commit=git_commit(),
-        data={**training_set.origin, **(data or {}), "train_rows": len(seen), "train_positives": int(seen.label.sum())},
+        data={**training_set.origin, **(data or {}), "train_rows": train_rows, "train_positives": train_positives,
+              "fitted_by": "spark" if large else "local"},
     )
     return TrainResult(spec, manifest, onnx, golden_rows(spec, test, scores["model"], score))
 
@@ -122,7 +124,7 @@ def labelled(rows: Rows, what: str, period: Period) -> Rows:
 def newest_rows(training_set: TrainingSet, spec: ModelSpec, period: Period) -> Rows:
     """The last days of a period that is too large for one process, as many as fit: for baselines and known cards."""
     start = period.end_ms - DAY_MS
-    while start > period.start_ms and count_rows(training_set, start - DAY_MS, period.end_ms) <= LOCAL_ROWS:
+    while start > period.start_ms and count_labels(training_set, start - DAY_MS, period.end_ms)[0] <= LOCAL_ROWS:
         start -= DAY_MS
     return labelled(read_rows(training_set, spec, start, period.end_ms), "train", period)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -15,10 +16,13 @@ from feature_repo.fraud import ModelSpec
 from feature_repo.views import DAY_MS
 from schemas.errors import JobError
 
-__all__ = ["Period", "Rows", "TrainingSet", "open_training_set", "parse_period", "read_rows"]
+__all__ = ["UNLABELLED_AT_MOST", "Period", "Rows", "TrainingSet", "check_gap", "count_labels", "open_training_set", "parse_period",
+           "read_rows"]
 
 EPOCH = date(1970, 1, 1)
 CARD = "card_id"
+UNLABELLED_AT_MOST = 0.01
+"""Above this share, labels are not mature: what is missing is not missing at random."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def open_training_set(source: Any, spec: ModelSpec) -> TrainingSet:
             opened = TrainingSet(ds.dataset(source))
         elif (log := Path(source) / "_delta_log").is_dir():
             files, version = delta_files(log)
-            opened = TrainingSet(ds.dataset(files), files, {"table": Path(source).name, "version": version})
+            opened = TrainingSet(ds.dataset(files), files, {"table": Path(source).name, "version": version, **built_from(source)})
         else:
             dataset = ds.dataset(str(source))
             opened = TrainingSet(dataset, list(dataset.files), {"table": Path(source).name})
@@ -117,7 +121,21 @@ def open_training_set(source: Any, spec: ModelSpec) -> TrainingSet:
     if missing := [name for name in wanted if name not in opened.dataset.schema.names]:
         raise JobError(f"the training set has no column {missing[0]!r} ({len(missing)} missing)",
                        hint="build it again with today's feature definitions")
+    if opened.origin.get("service_hash", spec.service.definition_hash) != spec.service.definition_hash:
+        raise JobError(f"the training set holds features {spec.service.name}@{opened.origin['service_hash']}, "
+                       f"declared are {spec.service.name}@{spec.service.definition_hash}", hint="build it again")
+    unlabelled, all_rows = opened.origin.get("unlabelled", 0), opened.origin.get("transactions", 0)
+    if unlabelled > UNLABELLED_AT_MOST * all_rows:
+        raise JobError(f"{unlabelled:,} of {all_rows:,} transactions had no label when the training set was built",
+                       hint="labels are not mature: take earlier days, or archive the outcomes first")
     return opened
+
+
+def built_from(folder: Any) -> dict[str, Any]:
+    """What the builder of a training set wrote beside it: archive version, offsets, counts."""
+    manifest = Path(folder) / "_manifest.json"
+    known: dict[str, Any] = json.loads(manifest.read_text()) if manifest.exists() else {}
+    return known
 
 
 def delta_files(log: Path) -> tuple[list[str], int]:
@@ -127,19 +145,25 @@ def delta_files(log: Path) -> tuple[list[str], int]:
     """
     commits = sorted(log.glob("[0-9]*.json"))
     if [int(commit.stem) for commit in commits] != list(range(len(commits))) or not commits:
-        raise JobError(f"the Delta log of {log.parent.name} does not reach back to version 0", hint="build the training set again")
+        raise JobError(f"the Delta log of {log.parent.name} does not reach back to version 0",
+                       hint="delete the folder and build the training set again")
     live: set[str] = set()
     for commit in commits:
         for action in map(json.loads, commit.read_text().splitlines()):
             if "add" in action:
-                live.add(action["add"]["path"])
+                live.add(unquote(action["add"]["path"]))
             elif "remove" in action:
-                live.discard(action["remove"]["path"])
+                live.discard(unquote(action["remove"]["path"]))
     return [str(log.parent / path) for path in sorted(live)], len(commits) - 1
 
 
-def count_rows(training_set: TrainingSet, start_ms: int, end_ms: int) -> int:
-    return int(training_set.dataset.count_rows(filter=between(start_ms, end_ms)))
+def count_labels(training_set: TrainingSet, start_ms: int, end_ms: int) -> tuple[int, int]:
+    """How many rows of a time have a label, and how many a true one."""
+    import pyarrow.dataset as ds
+
+    label, time = ds.field("label"), between(start_ms, end_ms)
+    rows = training_set.dataset.count_rows(filter=time & label.is_valid())
+    return int(rows), int(training_set.dataset.count_rows(filter=time & (label.cast("int64") == 1)))
 
 
 def read_rows(training_set: TrainingSet, spec: ModelSpec, start_ms: int, end_ms: int) -> Rows:
@@ -161,10 +185,6 @@ def between(start_ms: int, end_ms: int) -> Any:
     import pyarrow.dataset as ds
 
     return (ds.field("event_time") >= start_ms) & (ds.field("event_time") < end_ms)
-
-
-def day_of(time_ms: int) -> date:
-    return datetime.fromtimestamp(time_ms / 1000, UTC).date()
 
 
 def check_gap(train: Period, test: Period, label_delay_ms: int) -> None:

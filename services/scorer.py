@@ -38,6 +38,7 @@ __all__ = ["Scorer", "main"]
 log = logging.getLogger("scorer")
 BATCH = 500
 COMMIT_EVERY_S = 1.0
+SAY_EVERY_S = 2.0
 MODEL_EVERY_S = 1.0
 FIXED_HEADERS = [("ce_specversion", b"1.0"), (CE_TYPE, PREDICTION.type.encode()), ("ce_source", b"headrace/scorer"),
                  ("content-type", b"application/json")]
@@ -79,10 +80,11 @@ class Scorer:
         self._marks: dict[int, int] = {}
         self._batches: deque[Batch] = deque()
         self._done: dict[int, int] = {}
-        self._unsaid: dict[int, tuple[int, int]] = {}
+        self._scored: dict[int, tuple[int, int]] = {}
+        self._unsaid = False
         self._model: Model | None = None
         self._bundle: Path | None = None
-        self._next_commit = self._next_model = 0.0
+        self._next_commit = self._next_model = self._next_say = 0.0
 
     def stop(self) -> None:
         self._stopping.set()
@@ -175,11 +177,13 @@ class Scorer:
         while self._batches and self._batches[0].outstanding == 0:
             batch = self._batches.popleft()
             self._done.update(batch.positions)
-            self._unsaid.update(batch.scored)
-        if self._unsaid:
+            self._scored.update(batch.scored)
+            self._unsaid |= bool(batch.scored)
+        if self._unsaid or time.monotonic() >= self._next_say:  # again and again: the store may have gone back in time
+            self._next_say = time.monotonic() + SAY_EVERY_S
             try:
-                self._reader.publish_scored(self._spec.service.name, self._unsaid)
-                self._unsaid = {}
+                self._reader.publish_scored(self._spec.service.name, self._scored)
+                self._unsaid = False
             except StoreError as error:
                 log.warning("could not tell the store what is scored: %s", error)
         if self._done and time.monotonic() >= self._next_commit:
@@ -220,7 +224,7 @@ class Scorer:
 
     def _lost(self, _: Any, partitions: Sequence[TopicPartition]) -> None:
         for each in partitions:
-            states: list[dict[int, Any]] = [self._marks, self._done, self._unsaid]
+            states: list[dict[int, Any]] = [self._marks, self._done, self._scored]
             for state in (*states, *(batch.positions for batch in self._batches), *(batch.scored for batch in self._batches)):
                 state.pop(each.partition, None)
 

@@ -63,7 +63,8 @@ def test_the_model_beats_both_baselines_on_the_same_rows(result):
 def test_the_manifest_says_what_the_model_was_made_from(result, frame):
     manifest = result.manifest
     train_rows = frame[frame.event_time < TRAIN.end_ms]
-    assert manifest.data == {"mode": "known", "train_rows": len(train_rows), "train_positives": int(train_rows.label.sum())}
+    assert manifest.data == {"mode": "known", "train_rows": len(train_rows), "train_positives": int(train_rows.label.sum()),
+                             "fitted_by": "local"}
     assert manifest.inputs == list(SERVICE.feature_names)
     assert (manifest.service_hash, manifest.train, manifest.test) == (SERVICE.definition_hash, ("2018-07-25", "2018-07-31"),
                                                                       ("2018-08-08", "2018-08-14"))
@@ -167,6 +168,15 @@ def test_rows_that_a_later_delta_version_removed_stay_removed(frame, tmp_path):
     training_set = open_training_set(table, SPEC)
     assert training_set.origin == {"table": "training", "version": 1}
     assert len(read_rows(training_set, SPEC, 0, TEST.end_ms)) == 500
+    known = {"service_hash": SERVICE.definition_hash, "bronze_version": 7, "transactions": 1000, "unlabelled": 3}
+    (table / "_manifest.json").write_text(json.dumps(known))
+    assert open_training_set(table, SPEC).origin == {"table": "training", "version": 1, **known}
+    (table / "_manifest.json").write_text(json.dumps({**known, "unlabelled": 300}))
+    with pytest.raises(JobError, match="300 of 1,000 transactions had no label"):
+        open_training_set(table, SPEC)
+    (table / "_manifest.json").write_text(json.dumps({**known, "service_hash": "00000000"}))
+    with pytest.raises(JobError, match="fraud@00000000"):
+        open_training_set(table, SPEC)
     (table / "_delta_log" / f"{0:020}.json").unlink()
     with pytest.raises(JobError, match="does not reach back"):
         open_training_set(table, SPEC)

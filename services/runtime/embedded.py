@@ -49,6 +49,7 @@ class Runtime:
         with ExitStack() as undo:
             undo.enter_context(claim(self._settings.home))
             undo.callback(self._stop)
+            self._enter("starting")
             self._start()
             self._resources = undo.pop_all()
         return self
@@ -114,7 +115,7 @@ class Runtime:
         self._enter("stopping")
         self._supervisor.stop()
 
-    def _enter(self, phase: Literal["up", "stopping"]) -> None:
+    def _enter(self, phase: Literal["starting", "up", "stopping"]) -> None:
         self._phase = phase
         self._publish()
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from schemas.errors import RuntimeFault
 from schemas.settings import Settings
-from services.runtime.home import holder, read_state
+from services.runtime.home import running
 
 __all__ = ["Endpoints", "endpoints", "kafka_endpoint"]
 
@@ -32,7 +32,7 @@ def kafka_endpoint(settings: Settings) -> str:
 
 def _embedded(settings: Settings, engine: Literal["kafka", "redis"]) -> str:
     home = settings.home.resolve()
-    state = read_state(home) if holder(home) else None
+    state = running(home)
     if state is None or state.state == "stopping":
         raise RuntimeFault(f"headrace does not run in {home}", hint="headrace up")
     if state.state == "starting":

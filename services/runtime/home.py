@@ -14,7 +14,7 @@ from typing import Literal
 
 from schemas.errors import RuntimeFault
 
-__all__ = ["ProcessState", "RuntimeState", "claim", "holder", "read_state", "write_state"]
+__all__ = ["ProcessState", "RuntimeState", "claim", "holder", "read_state", "running", "write_state"]
 
 CLAIM_S = 0.5
 
@@ -83,8 +83,14 @@ def write_state(home: Path, state: RuntimeState) -> None:
     draft.replace(home / "runtime.json")
 
 
+def running(home: Path) -> RuntimeState | None:
+    """The state of the runtime that holds ``home`` now; None when none does, or it has only just begun."""
+    pid, state = holder(home), read_state(home)
+    return state if state and state.pid == pid else None  # a killed one leaves its state behind
+
+
 def read_state(home: Path) -> RuntimeState | None:
-    """The last state written; whether it is still true, ``holder`` knows."""
+    """The last state written; ``running`` says whether it is still true."""
     try:
         told = json.loads((home / "runtime.json").read_text())
     except FileNotFoundError:

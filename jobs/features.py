@@ -1,0 +1,256 @@
+"""The point-in-time engine: each query row's features over exactly the records that its read may see, by the online kernel.
+
+One shuffle per entity, whatever the number of views: events and queries of an entity meet in one partition, are swept by
+``feature_repo.kernel`` and carry their results, as bytes, into the next entity's shuffle. Nothing is joined back on a row id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order, sweep
+from feature_repo.views import FeatureService, FeatureView
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame
+
+__all__ = ["Answer", "Finish", "Reads", "feature_columns", "from_bytes", "history_ms", "read_values", "sweep_entities", "whole_entities"]
+
+SEES_ALL = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Reads:
+    """The reads of one view over a few whole entities; arrays as ``kernel.sweep`` takes them.
+
+    ``queries`` holds the query rows, one a read. ``found`` says whether a query's own source record is here.
+    """
+
+    view: FeatureView
+    records: Any
+    arrivals: Any
+    starts: Any
+    ends: Any
+    t: Any
+    current: Any
+    modes: Any
+    horizons: Any
+    queries: pa.Table
+    found: Any
+
+    def sweep(self) -> tuple[Any, Any]:
+        return sweep(self.view, self.records, self.arrivals, self.starts, self.ends, self.t, self.current, self.modes, self.horizons)
+
+
+Answer = Callable[[Reads], Any]
+"""From reads to float64[n, k], one row a query."""
+
+Finish = Callable[["pa.Table", "pa.Table", dict[str, Any]], "pa.RecordBatch"]
+"""From query rows, their own source rows (nulls where there is none) and each view's answers to the rows that come out."""
+
+
+def read_values(reads: Reads) -> Any:
+    """The feature values alone."""
+    return reads.sweep()[0]
+
+
+def history_ms(views: Iterable[FeatureView]) -> int:
+    """How far before a read its oldest record can lie."""
+    return max((view.longest_window_ms + view.delay_ms for view in views), default=0)
+
+
+def sweep_entities(rows: DataFrame, others: Mapping[str, DataFrame], service: FeatureService, answer: Answer, finish: Finish,
+                   schema: str, *, ideal: bool = False) -> DataFrame:
+    """One row out per query row in.
+
+    Parameters
+    ----------
+    rows
+        Events of the service's source (``jobs.events.events`` over ``service.views``) and queries, with a column ``query``; a
+        row may be both. A query has the event_time, arrival_ms, position and entities of its source record.
+    others
+        Events of each other source that a view reads.
+    answer, finish
+        What to make of each view's reads, and of all answers to one query.
+    schema
+        Spark schema of what ``finish`` returns.
+    ideal
+        Reads see every admitted record whenever it arrived; else what had arrived before the query's own.
+    """
+    from pyspark.sql import functions as F
+
+    entities = list(dict.fromkeys(view.entity for view in service.views))
+    answered: list[str] = []
+    for entity in entities:
+        bits = [(bit, view) for bit, view in enumerate(service.views) if view.entity == entity]
+        for source in dict.fromkeys(view.source for _, view in bits if view.source != service.source):
+            names = [view.name for _, view in bits if view.source == source]
+            event_columns = (entity, "event_time", "arrival_ms", "position", "admitted", *names)
+            rows = rows.unionByName(others[source].select(*event_columns).withColumn("query", F.lit(False)), allowMissingColumns=True)
+        # Sorted by entity only: the kernel's own order within an entity has a tie break that Spark need not know.
+        rows = rows.repartition(entity).sortWithinPartitions(entity)
+        names = [view.name for _, view in bits]
+        last = entity == entities[-1]
+        stage = _Stage(entity, tuple(bits), service.source, answer, ideal, tuple(answered), finish if last else None)
+        fields = [f"{field.name} {field.dataType.simpleString()}" for field in rows.schema if field.name not in names]
+        carried = ", ".join([*fields, *(f"{name}_read binary" for name in names)])
+        rows = rows.mapInArrow(stage, schema if last else carried)
+        answered += names
+    return rows
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What one entity's shuffle does with its rows."""
+
+    entity: str
+    bits: tuple[tuple[int, FeatureView], ...]
+    source: str
+    answer: Answer
+    ideal: bool
+    answered: tuple[str, ...]
+    finish: Finish | None
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for table in whole_entities(batches, self.entity):
+            queries = np.flatnonzero(table["query"].to_numpy())
+            if self.finish is None:
+                yield self._carry(table, queries)
+            elif len(queries):
+                yield self._finish(table, queries)
+
+    def _carry(self, table: pa.Table, queries: Any) -> pa.RecordBatch:
+        """The rows of the service's source, each query with its answers as bytes."""
+        import pyarrow as pa
+
+        at = np.full(table.num_rows, -1)
+        at[queries] = np.arange(len(queries))
+        index = pa.array(at, mask=at < 0)
+        own_rows = np.zeros(table.num_rows, bool)
+        own_rows[queries] = True
+        for name, of_view in self._answers(table, queries).items():
+            table = table.append_column(f"{name}_read", as_bytes(of_view).take(index))
+        for _, view in self.bits:
+            if view.source == self.source:
+                own_rows |= table[view.name].is_valid().to_numpy()
+            table = table.drop_columns([view.name])
+        return one_batch(table.filter(pa.array(own_rows)) if not own_rows.all() else table)
+
+    def _finish(self, table: pa.Table, queries: Any) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        assert self.finish is not None
+        answers = self._answers(table, queries)
+        own = self._own(table, queries)
+        of_queries = table.take(pa.array(queries))
+        for name in self.answered:
+            answers[name] = from_bytes(of_queries[f"{name}_read"])
+        return self.finish(of_queries, table.take(pa.array(own, mask=own < 0)), answers)
+
+    def _own(self, table: pa.Table, queries: Any) -> Any:
+        """The row of each query's own source record, -1 where it is not here."""
+        mine = next((view.name for _, view in self.bits if view.source == self.source), None)
+        if mine is None:
+            return queries
+        sources = np.flatnonzero(table[mine].is_valid().to_numpy())
+        position = table["position"].to_numpy()
+        sources = sources[np.argsort(position[sources], kind="stable")]
+        wanted = position[queries]
+        at = np.minimum(np.searchsorted(position[sources], wanted), max(len(sources) - 1, 0))
+        return np.where(position[sources[at]] == wanted, sources[at], -1) if len(sources) else np.full(len(queries), -1)
+
+    def _answers(self, table: pa.Table, queries: Any) -> dict[str, Any]:
+        entity = table[self.entity].to_numpy(zero_copy_only=False)
+        codes = np.concatenate(([0], np.cumsum(entity[1:] != entity[:-1]))).astype(np.int64)
+        admitted, position = table["admitted"].to_numpy(), table["position"].to_numpy()
+        arrivals = np.stack((table["arrival_ms"].to_numpy(), position), axis=1)
+        t = table["event_time"].to_numpy()[queries]
+        horizons = np.full((len(queries), 2), SEES_ALL) if self.ideal else arrivals[queries]
+        own, of_queries = self._own(table, queries), table.take(queries)
+        answers = {}
+        for bit, view in self.bits:
+            records, row_of = records_of(view, table[view.name])
+            events = np.flatnonzero(admitted & (1 << bit))
+            in_set = records[row_of[events]]
+            order = sort_order(view, codes[events], in_set)
+            events = events[order]
+            starts, ends = (np.searchsorted(codes[events], codes[queries], side) for side in ("left", "right"))
+            current, modes = np.zeros((len(queries), view.record_words), np.int64), np.full(len(queries), NONE)
+            if view.source == self.source:
+                here = own >= 0
+                current[here] = records[row_of[own[here]]]
+                modes[here] = INCLUDE if view.include_current else EXCLUDE
+            answers[view.name] = self.answer(Reads(view, in_set[order], arrivals[events], starts, ends, t, current, modes, horizons,
+                                                   of_queries, own >= 0))
+        return answers
+
+
+def whole_entities(batches: Iterable[pa.RecordBatch], entity: str) -> Iterator[pa.Table]:
+    """Sorted batches, cut where an entity ends: memory is that of one batch and the largest entity."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        if not batch.num_rows:
+            continue
+        names = batch[entity].to_numpy(zero_copy_only=False)
+        cut = 0 if names[0] == names[-1] else _last_run(names)
+        if held and (cut or held[-1][entity][-1].as_py() != names[0]):
+            yield pa.Table.from_batches([*held, *([batch.slice(0, cut)] if cut else [])])
+            held = []
+        elif cut:
+            yield pa.Table.from_batches([batch.slice(0, cut)])
+        held.append(batch.slice(cut))
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _last_run(names: Any) -> int:
+    """Where the last run of equal names begins."""
+    return int(np.flatnonzero(names[1:] != names[:-1])[-1]) + 1
+
+
+def records_of(view: FeatureView, column: pa.ChunkedArray) -> tuple[Any, Any]:
+    """The records in a binary column as int64[m, words], and for each row of the column its record (-1: null)."""
+    valid = column.is_valid().to_numpy()
+    return from_bytes(column, np.int64, view.record_words), np.where(valid, np.cumsum(valid) - 1, -1)
+
+
+def as_bytes(matrix: Any) -> pa.Array:
+    """One binary a row of a float64 matrix."""
+    import pyarrow as pa
+
+    matrix = np.ascontiguousarray(matrix, np.float64)
+    offsets = np.arange(len(matrix) + 1, dtype=np.int32) * (8 * matrix.shape[1])
+    return pa.Array.from_buffers(pa.binary(), len(matrix), [None, pa.py_buffer(offsets), pa.py_buffer(matrix)])
+
+
+def from_bytes(column: pa.ChunkedArray, dtype: Any = np.float64, width: int = -1) -> Any:
+    """The numbers in the non-null rows of a binary column, as a matrix of ``width`` columns (-1: as many as a row holds)."""
+    import pyarrow as pa
+
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = array.drop_null()
+    if not len(array):
+        return np.empty((0, max(width, 0)), dtype)
+    _, offset_buffer, data = array.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32)[array.offset:array.offset + len(array) + 1]
+    return np.frombuffer(data, np.uint8)[offsets[0]:offsets[-1]].view(dtype).reshape(len(array), -1)
+
+
+def one_batch(table: pa.Table) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=table.schema)
+
+
+def feature_columns(matrix: Any) -> Sequence[pa.Array]:
+    """The columns of a matrix, null where NaN."""
+    import pyarrow as pa
+
+    return [pa.array(np.ascontiguousarray(column), from_pandas=True) for column in matrix.T]

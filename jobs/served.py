@@ -1,0 +1,98 @@
+"""Archived predictions as rows: what was served, and the stamps that say from what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from feature_repo.views import FeatureService
+from jobs.events import position_of
+from schemas.errors import ContractError
+from schemas.records import PREDICTION, Prediction
+from schemas.topics import PREDICTIONS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame
+
+__all__ = ["ABSENT", "FINGERPRINT", "N", "OTHER_DEFINITION", "REFUSED", "STAMP_WORDS", "logged"]
+
+N, FINGERPRINT, REFUSED, ABSENT = range(4)
+"""int64 words of one view's stamp in column ``stamps``; ABSENT is 1 where a prediction has no stamp of the view."""
+STAMP_WORDS = 4
+OTHER_DEFINITION = "other definition"
+"""The fault of a prediction that was made with another version of the feature service: nothing to compare it with here."""
+
+
+def logged(archive: DataFrame, service: FeatureService) -> DataFrame:
+    """Every archived prediction; ``nth`` 1 is *the* prediction of its id (its lowest offset), others are copies.
+
+    ``features`` is float64[F] as bytes, NaN for null; ``stamps`` int64[views, STAMP_WORDS]; ``applied_<view>`` int64, an offset per
+    partition. event_time, arrival_ms and position are the source record's; logged_ms and logged_position the prediction's own.
+    ``fault`` says why a row cannot be judged; null is well.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    entities = tuple(dict.fromkeys(view.entity for view in service.views))
+    applied = tuple(f"applied_{view.name}" for view in service.views)
+
+    def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        for batch in batches:
+            values = zip(batch["value"].to_numpy(zero_copy_only=False), batch["partition"].to_pylist(), batch["offset"].to_pylist(),
+                         strict=True)
+            found = [_decoded(value, f"{partition}/{offset}", service) for value, partition, offset in values]
+            at = batch["partition"].to_numpy().astype(np.int64) * (1 << 44) + batch["offset"].to_numpy()
+            rows = [p for p, _ in found]
+            texts = {name: pa.array([getattr(p, name) for p in rows], pa.string()) for name in (*entities, "model", "model_version")}
+            yield pa.RecordBatch.from_pydict({
+                "prediction_id": pa.array([p.prediction_id for p in rows], pa.string()),
+                "logged_ms": batch["arrival_ms"], "logged_position": pa.array(at),
+                "event_id": pa.array([p.event_id for p in rows], pa.string()),
+                "event_time": pa.array([p.event_time for p in rows], pa.int64()),
+                "arrival_ms": pa.array([p.arrival_ms for p in rows], pa.int64()),
+                "position": pa.array([position_of(service.source, p.source_partition, p.source_offset) for p in rows], pa.int64()),
+                **texts,
+                "degraded": pa.array([p.degraded for p in rows], pa.bool_()),
+                "features": pa.array([np.array(p.features, np.float64).tobytes() for p in rows], pa.binary()),
+                "stamps": pa.array([_stamps(p, service) for p in rows], pa.binary()),
+                **{column: pa.array([np.array(p.applied.get(view.name, ()), np.int64).tobytes() for p in rows], pa.binary())
+                   for column, view in zip(applied, service.views, strict=True)},
+                "fault": pa.array([fault for _, fault in found], pa.string()),
+            })
+
+    schema = ", ".join([
+        "prediction_id string, logged_ms long, logged_position long, event_id string, event_time long, arrival_ms long, position long",
+        *(f"{name} string" for name in (*entities, "model", "model_version")), "degraded boolean", "features binary, stamps binary",
+        *(f"{name} binary" for name in applied), "fault string"])
+    rows = archive.where(F.col("topic") == PREDICTIONS).select("partition", "offset", "arrival_ms", "value").mapInArrow(typed, schema)
+    return rows.withColumn("nth", F.row_number().over(Window.partitionBy("prediction_id").orderBy("logged_position")))
+
+
+def _decoded(value: bytes | None, place: str, service: FeatureService) -> tuple[Prediction, str | None]:
+    try:
+        prediction: Prediction = PREDICTION.decode(value)
+    except ContractError as error:
+        return Prediction(place, "", 0, "", "", 0, 0, 0, "", None, "", None, None, None, False, False, [], [], {}, 0), error.fact
+    if prediction.service_hash != service.definition_hash:
+        return prediction, OTHER_DEFINITION
+    if len(prediction.features) != len(service.feature_names):
+        return prediction, f"{len(prediction.features)} features instead of {len(service.feature_names)}"
+    return prediction, None
+
+
+def _stamps(prediction: Prediction, service: FeatureService) -> bytes:
+    by_view = {stamp.view: stamp for stamp in prediction.stamps}
+    words = np.zeros((len(service.views), STAMP_WORDS), np.int64)
+    for row, view in zip(words, service.views, strict=True):
+        stamp = by_view.get(view.name)
+        if stamp is None:
+            row[ABSENT] = 1
+        else:
+            row[N], row[REFUSED] = stamp.n, stamp.refused
+            row[FINGERPRINT] = np.uint64(int(stamp.fingerprint, 16)).astype(np.int64)
+    return words.tobytes()

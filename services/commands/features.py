@@ -1,0 +1,49 @@
+"""``headrace features card=596 terminal=3156``"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from services.commands import add_command, show
+from services.words import iso, pair, time_ms
+
+if TYPE_CHECKING:
+    from services.commands import Subparsers
+
+
+def register(subparsers: Subparsers) -> None:
+    parser = add_command(subparsers, "features", run, help="show entities' features as the scorer would read them",
+                         example="headrace features card=596 terminal=3156 --at 2018-08-14T12:00:00")
+    parser.add_argument("entities", nargs="+", type=pair, metavar="ENTITY=ID", help="card=596 or card_id=596, terminal=3156")
+    parser.add_argument("--at", type=time_ms, metavar="TIME",
+                        help="as of this time, UTC (ISO 8601, or ms since 1970); default: now, in a replay the stream's clock")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from feature_repo.fraud import SERVICE
+    from feature_repo.online import SetReader
+    from schemas.settings import read_settings
+    from services.lookup import entity_field, features_at
+    from services.runtime.endpoints import endpoints
+
+    settings = read_settings()
+    entities = {entity_field(SERVICE, word): name for word, name in arguments.entities}
+    reader = SetReader(endpoints(settings).redis, 5000, settings.partitions)
+    try:
+        at_ms = arguments.at
+        if at_ms is None and settings.time == "replay":
+            at_ms = reader.newest_scored_ms(SERVICE.name)
+        if at_ms is None:
+            at_ms = time.time_ns() // 1_000_000
+        found = features_at(SERVICE, reader, entities, at_ms)
+    finally:
+        reader.close()
+    lines = [f"at {iso(at_ms)}"]
+    for view in found:
+        newest = f", newest {iso(view.newest_ms)}" if view.newest_ms is not None else ""
+        lines.append(f"{view.view} of {view.entity}: {view.records} of {view.stored} records used{newest}, fingerprint {view.fingerprint}")
+        lines += [f"  {name:<26} {'null' if value is None else f'{value:.10g}'}" for name, value in view.values.items()]
+    show(arguments, {"at_ms": at_ms, "at": iso(at_ms), "views": [asdict(view) for view in found]}, "\n".join(lines))

@@ -1,0 +1,60 @@
+"""Reads whole topics from their beginning to their end as it was when asked: for checks, dead letters and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from schemas.errors import LogError
+
+__all__ = ["end_offsets", "read_topic"]
+
+
+def end_offsets(bootstrap: str, topic: str, timeout_s: float = 10.0) -> dict[int, tuple[int, int]]:
+    """Partition -> (first offset, offset after the last) of ``topic``."""
+    consumer = _consumer(bootstrap)
+    try:
+        return _bounds(consumer, topic, timeout_s)
+    finally:
+        consumer.close()
+
+
+def read_topic(bootstrap: str, topic: str, timeout_s: float = 30.0) -> Iterator[Any]:
+    """Every record that ``topic`` holds now, partition by partition in offset order.
+
+    Raises LogError when the broker stops answering for ``timeout_s``.
+    """
+    consumer = _consumer(bootstrap)
+    try:
+        for partition, (low, high) in sorted(_bounds(consumer, topic, timeout_s).items()):
+            if low == high:
+                continue
+            consumer.assign([TopicPartition(topic, partition, low)])
+            position = low
+            while position < high:
+                messages = consumer.consume(1000, 0.2) or [consumer.poll(timeout_s)]
+                for message in messages:
+                    if message is None or message.error():
+                        raise LogError(f"reading {topic}[{partition}] stopped at offset {position} of {high}", hint="is Kafka up?")
+                    if message.offset() < high:
+                        yield message
+                    position = message.offset() + 1
+    finally:
+        consumer.close()
+
+
+def _consumer(bootstrap: str) -> Any:
+    return Consumer({"bootstrap.servers": bootstrap, "group.id": "headrace-ledger", "enable.auto.commit": False,
+                     "auto.offset.reset": "earliest", "queued.max.messages.kbytes": 16384, "isolation.level": "read_committed"})
+
+
+def _bounds(consumer: Any, topic: str, timeout_s: float) -> dict[int, tuple[int, int]]:
+    try:
+        found = consumer.list_topics(topic, timeout=timeout_s).topics[topic]
+        if found.error is not None:
+            raise LogError(f"topic {topic} is not there: {found.error}", hint="`headrace topics` creates the catalogue's topics")
+        return {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=timeout_s) for p in found.partitions}
+    except KafkaException as error:
+        raise LogError(f"cannot read topic {topic}: {error}", hint="is Kafka up?") from error

@@ -1,0 +1,32 @@
+"""How the command line reads and writes times and entities."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import UTC, datetime
+
+__all__ = ["iso", "pair", "time_ms"]
+
+
+def time_ms(text: str) -> int:
+    """UTC ms of an ISO 8601 time (UTC where it names no zone) or of ms written as digits."""
+    if text.isdigit():
+        return int(text)
+    try:
+        told = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2018-08-14T12:00:00 or ms since 1970") from error
+    return round((told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def iso(ms: int | None) -> str:
+    """The time in ISO 8601, UTC; nothing for None."""
+    return "" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def pair(text: str) -> tuple[str, str]:
+    """``card=596`` as ("card", "596")."""
+    key, separator, entity = text.partition("=")
+    if not key or not separator or not entity:
+        raise argparse.ArgumentTypeError(f"{text!r} names no entity; write card=596")
+    return key, entity

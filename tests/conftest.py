@@ -1,0 +1,80 @@
+"""Kafka and Redis for every test: containers where Docker answers, the embedded runtime where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from schemas.settings import Settings
+from schemas.topics import catalogue
+from services.runtime.embedded import Runtime
+from services.runtime.endpoints import Endpoints
+from services.runtime.kafka import answers
+from services.runtime.ports import reserve
+from services.runtime.redis import server_pid
+from services.runtime.topics import create_topics
+from tests.deadline import eventually
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
+    """One Kafka, with the catalogue's topics, and one Redis for the whole run."""
+    home = tmp_path_factory.mktemp("engines")
+    if docker_answers():
+        with containers(home) as at:
+            create_topics(at.kafka, catalogue(Settings(home=home)))
+            yield at
+    else:
+        with Runtime(Settings(home=home, kafka=None, redis=None), roles=()) as runtime:
+            yield runtime.endpoints
+
+
+@pytest.fixture(scope="session")
+def kafka(engines: Endpoints) -> str:
+    """Bootstrap servers."""
+    return engines.kafka
+
+
+@pytest.fixture(scope="session")
+def redis_url(engines: Endpoints) -> str:
+    return engines.redis
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Iterator[Runtime]:
+    """Kafka and Redis of this test alone, embedded: it may kill them."""
+    with Runtime(Settings(home=tmp_path / "home", kafka=None, redis=None), roles=()) as runtime:
+        yield runtime
+
+
+def docker_answers() -> bool:
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        return bool(docker.from_env(timeout=2).ping())
+    except DockerException:
+        return False
+
+
+@contextmanager
+def containers(home: Path) -> Iterator[Endpoints]:
+    """Kafka and Redis just as docker-compose.yml has them, on free ports."""
+    from testcontainers.core.container import DockerContainer
+
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    ports = reserve(home, ("kafka", "redis"))
+    advertised = {"KAFKA_ADVERTISED_LISTENERS": f"PLAINTEXT://localhost:9092,HOST://127.0.0.1:{ports['kafka']}"}
+    broker = DockerContainer(services["kafka"]["image"]).with_envs(**services["kafka"]["environment"])
+    broker = broker.with_envs(**advertised).with_bind_ports(9094, ports["kafka"])
+    store = DockerContainer(services["redis"]["image"]).with_command(services["redis"]["command"])
+    at = Endpoints(f"127.0.0.1:{ports['kafka']}", f"redis://127.0.0.1:{ports['redis']}/0")
+    with broker, store.with_bind_ports(6379, ports["redis"]):
+        eventually(lambda: answers(at.kafka, 1.0) and server_pid(at.redis, 1.0), timeout_s=120)
+        yield at

@@ -1,0 +1,50 @@
+"""Java and the jars: found, or fetched, or a clear word about why not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from schemas.errors import RuntimeFault
+from schemas.jars import fetch_jars, jar_folder, jars
+from schemas.java import OLDEST, java_home, module_versions
+from schemas.settings import Settings
+
+
+def version(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([home / "bin" / "java", *flags, "-version"], capture_output=True, text=True, check=False)
+
+
+def test_a_machine_without_java_gets_the_wheels_which_takes_sparks_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", "/nowhere")
+    settings = Settings(cache=tmp_path)
+    home = java_home(settings)
+    monkeypatch.setenv("PATH", os.defpath)
+    assert home == java_home(settings) or home.is_relative_to(tmp_path)
+    assert version(home, "--add-modules=jdk.incubator.vector").returncode == 0
+    told = version(home, "-Dname=two words", "--add-modules=jdk.incubator.vector", "-XshowSettings:properties")
+    assert "name = two words" in told.stderr
+
+
+def test_a_java_home_that_does_not_run_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "no-java-here"))
+    assert module_versions(tmp_path / "no-java-here") == {}
+    assert module_versions(java_home(Settings(cache=tmp_path)))["java.base"] >= OLDEST
+
+
+def test_jars_that_cannot_be_fetched_say_what_ivy_said_and_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = " ".join(f"-D{scheme}.proxyHost=127.0.0.1 -D{scheme}.proxyPort=9" for scheme in ("http", "https"))
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", nowhere)  # the network is down
+    settings = Settings(cache=tmp_path)
+    with pytest.raises(RuntimeFault, match=r"the jars of kafka could not be fetched \(Ivy ended with 1\): .*kafka_2\.13"):
+        fetch_jars(settings, "kafka")
+    assert not jar_folder(settings, "kafka").exists()
+
+
+def test_one_version_of_each_jar_is_on_kafkas_class_path() -> None:
+    names = [jar.name.rsplit("-", 1)[0] for jar in jars(Settings(), "kafka")]
+    assert len(names) == len(set(names)) > 40
