@@ -21,7 +21,7 @@ from schemas.errors import SettingsError
 from services.columns import flag, integer, minor_units, read, text, time_ms
 from services.files import Chunk, column_names, read_chunks
 
-__all__ = ["EVENT_ROWS", "MAPPINGS", "ColumnMapping", "find_mapping", "read_rows"]
+__all__ = ["EVENT_ROWS", "MAPPINGS", "ColumnMapping", "event_rows", "find_mapping", "read_rows"]
 
 EVENT_ROWS = pa.schema([
     ("event_id", pa.string()), ("event_time", pa.int64()), ("card_id", pa.string()), ("terminal_id", pa.string()),
@@ -91,6 +91,11 @@ def read_rows(path: Path, mapping: ColumnMapping, limit: int | None = None) -> I
         yield batch if left is None else batch.slice(0, left)
         if left is not None and (left := left - batch.num_rows) <= 0:
             return
+
+
+def event_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch in contract form, with or without ``fraud``, as ``EVENT_ROWS``; other columns are left behind."""
+    return to_rows(Chunk(dict(zip(batch.schema.names, batch.columns, strict=True)), batch.num_rows), MAPPINGS["contract"])
 
 
 def to_rows(chunk: Chunk, mapping: ColumnMapping) -> pa.RecordBatch:

@@ -232,11 +232,11 @@ class Scorer:
         if time.monotonic() < self._next_model:
             return
         self._next_model = time.monotonic() + MODEL_EVERY_S
-        folder = champion(self._settings.models, self._spec.name)
-        if folder is None or folder == self._bundle:
-            return
-        self._bundle = folder
         try:
+            folder = champion(self._settings.models, self._spec.name)
+            if folder is None or folder == self._bundle:
+                return
+            self._bundle = folder
             self._model = model = load_bundle(folder, self._spec.service)
             log.info("scoring with model=%s version=%s", model.name, model.version)
         except BundleError as error:

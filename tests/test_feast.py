@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
@@ -239,3 +240,15 @@ def test_a_registry_of_other_definitions_is_refused(tmp_path: Path, url: str) ->
     store.apply([other])
     with pytest.raises(DefinitionError, match="is 00000000 in the registry"):
         feast_store.look_up(store, {"card_id": "c0"}, NOW)
+
+
+def test_the_command_applies_and_gets(url: str, tmp_path: Path, world: dict[str, list[Any]]) -> None:
+    def headrace(*words: str) -> Any:
+        done = subprocess.run([sys.executable, "-m", "services.cli", "feast", *words, "--json"], cwd=ROOT, capture_output=True, timeout=120,
+                              env={**os.environ, "HEADRACE_HOME": str(tmp_path), "HEADRACE_REDIS": url}, check=True)
+        return json.loads(done.stdout)
+
+    assert headrace("apply")["feature_services"] == ["fraud"]
+    got = headrace("get", "card_id=c1", "--at", str(NOW))
+    values = [got["features"][feature.name]["value"] for feature in CARD_SPEND.features]
+    assert (got["at_ms"], values) == (NOW, oracle(CARD_SPEND, "c1", world[TRANSACTIONS], NOW))

@@ -29,7 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
     state = read_state(settings.home.resolve())
     processes = [asdict(process) for process in state.processes] if state is not None else []
     lines = [f"{p['name']:<10} {p['state']:<9} pid {p['pid']}, restarts {p['restarts']}" for p in processes]
-    lines += [f"{g.group:<28} {g.source:<13} lag {g.lag_events:>8} events {g.lag_s:>9.1f} s  {g.events_per_s:>9.1f}/s" for g in status.groups]
+    lines += [f"{g.group:<28} {g.source:<13} lag {g.lag_events:>8} events {g.lag_s:>9.1f} s  {g.events_per_s:>9.1f}/s"
+              for g in status.groups]
     lines.append(f"model {status.model or 'none yet'}; {status.predictions} predictions; dead letters "
                  + ", ".join(f"{n} {source}" for source, n in status.dead_letters.items()))
     lines.append(f"redis {status.redis_mb} MiB in {status.redis_keys} keys")

@@ -9,7 +9,7 @@ from schemas.errors import RuntimeFault
 from schemas.settings import Settings
 from services.runtime.home import running
 
-__all__ = ["Endpoints", "endpoints", "kafka_endpoint"]
+__all__ = ["Endpoints", "endpoints", "kafka_endpoint", "redis_endpoint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +22,17 @@ class Endpoints:
 
 def endpoints(settings: Settings) -> Endpoints:
     """Where to connect to. Raises RuntimeFault when an embedded engine is meant and none is up in ``settings.home``."""
-    return Endpoints(kafka_endpoint(settings), settings.redis.get_secret_value() if settings.redis else _embedded(settings, "redis"))
+    return Endpoints(kafka_endpoint(settings), redis_endpoint(settings))
 
 
 def kafka_endpoint(settings: Settings) -> str:
     """As ``endpoints``, for what needs no Redis."""
     return settings.kafka or _embedded(settings, "kafka")
+
+
+def redis_endpoint(settings: Settings) -> str:
+    """As ``endpoints``, for what needs no Kafka."""
+    return settings.redis.get_secret_value() if settings.redis else _embedded(settings, "redis")
 
 
 def _embedded(settings: Settings, engine: Literal["kafka", "redis"]) -> str:
