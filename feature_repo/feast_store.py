@@ -100,17 +100,17 @@ def look_up(store: FeatureStore, entities: dict[str, str], at_ms: int | None = N
         raise DefinitionError(f"no feature view has the entities {', '.join(entities) or 'of nothing'}",
                               hint=f"name some of {', '.join(ENTITIES)}")
     at_ms = EventSetOnlineStore().clock_ms(store.config) if at_ms is None else at_ms
-    references = [f"{view.name}:{field.name}" for view in FEATURE_VIEWS.values() for field in view.features
-                  if set(view.join_keys) <= set(entities)]
+    wanted = {field.name: f"{view.name}:{field.name}" for view in FEATURE_VIEWS.values() for field in view.features
+              if set(view.join_keys) <= set(entities)}
     try:
         with reading_at(at_ms):
-            answer = store.get_online_features(features=references, entity_rows=[entities]).proto
+            answer = store.get_online_features(features=list(wanted.values()), entity_rows=[entities]).proto
     except FeastObjectNotFoundException as error:
         raise DefinitionError(f"the registry lacks what is declared: {error}", hint="run `headrace feast apply`") from error
     found = {name: FoundFeature(result.values[0].double_val if result.values[0].WhichOneof("val") else None,
                                 FieldStatus.Name(result.statuses[0]), result.event_timestamps[0].ToMilliseconds() or None)
-             for name, result in zip(answer.metadata.feature_names.val, answer.results, strict=True) if name not in entities}
-    return at_ms, found
+             for name, result in zip(answer.metadata.feature_names.val, answer.results, strict=True)}
+    return at_ms, {name: found[name] for name in wanted}  # Feast answers in an order of its own
 
 
 class EventSetOnlineStoreConfig(FeastConfigBaseModel):

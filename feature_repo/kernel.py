@@ -10,6 +10,9 @@ in plain Python, and tests hold them to ``==``.
 
 Two entries: ``read_sets`` for byte strings as they lie in Redis (any order, copies, floors), ``sweep`` for sorted records offline
 with a horizon of arrival for each read. Both end in ``_fold``.
+
+Over 300 lines, on purpose: numba's cache does not see a change in another file, and a stale half of the kernel would be wrong in
+silence. All that is compiled together lies here.
 """
 
 from __future__ import annotations
@@ -21,10 +24,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from feature_repo import wide
 from feature_repo.views import FUNCTIONS, FeatureView
 
-__all__ = ["EXCLUDE", "INCLUDE", "MERGED", "NEWEST", "NONE", "NO_TIME", "REFUSED", "USED", "XOR", "Plan", "plan", "read_sets", "sweep"]
+__all__ = ["EXCLUDE", "INCLUDE", "MERGED", "NEWEST", "NONE", "NO_TIME", "REFUSED", "USED", "XOR", "Plan", "plan", "read_sets", "sort_order", "sweep"]
 
 NONE, INCLUDE, EXCLUDE = 0, 1, 2
 """What to do with the event that a read is for: there is none; it belongs to the read; it does not."""
@@ -38,6 +40,9 @@ FUNCTION, COLUMN, DENOMINATOR, WINDOW, SCALE, SCALE_2 = range(6)
 SMALL = 48  # up to here insertion beats a general sort even on shuffled input
 
 U = np.uint64
+LOW = U(0xFFFFFFFF)
+HALF = U(32)
+TOP_BIT = U(1 << 63)
 MIX_1, MIX_2, SEED = U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB), U(0x9E3779B97F4A7C15)
 
 
@@ -196,20 +201,72 @@ def _distinct(rows: Any, order: Any, low: int, n: int, word: int) -> int:
     return distinct
 
 
+# 128-bit unsigned integers as two uint64 limbs, for exact second moments: n * sum(x**2) wraps int64 at 100,000 amounts of 10,000.00;
+# two limbs hold it for ten million amounts of a billion.
+
+@njit(cache=True, inline="always")
+def wide_multiply(a: Any, b: Any) -> Any:
+    """(high, low) of a * b, by 32-bit halves."""
+    a_low, a_high, b_low, b_high = a & LOW, a >> HALF, b & LOW, b >> HALF
+    low = a_low * b_low
+    middle = a_high * b_low + (low >> HALF)
+    other = a_low * b_high + (middle & LOW)
+    return a_high * b_high + (middle >> HALF) + (other >> HALF), (other << HALF) | (low & LOW)
+
+
+@njit(cache=True, inline="always")
+def wide_add(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
+    low = a_low + b_low
+    carry = U(1) if low < a_low else U(0)
+    return a_high + b_high + carry, low
+
+
+@njit(cache=True, inline="always")
+def wide_subtract(a_high: Any, a_low: Any, b_high: Any, b_low: Any) -> Any:
+    borrow = U(1) if a_low < b_low else U(0)
+    return a_high - b_high - borrow, a_low - b_low
+
+
+@njit(cache=True, inline="always")
+def wide_scale(high: Any, low: Any, factor: Any) -> Any:
+    """(high, low) * factor, modulo 2**128."""
+    carried, product = wide_multiply(low, factor)
+    return high * factor + carried, product
+
+
+@njit(cache=True)
+def wide_to_float(high: Any, low: Any) -> float:
+    """The nearest float64, ties to even, as Python's ``float(int)``.
+
+    The top 64 significant bits are converted by the hardware; every bit shifted out is gathered into the lowest kept one, which
+    lies far below the rounding position and so only breaks ties.
+    """
+    if high == U(0):
+        return float(low)
+    shift = 0
+    while (high & TOP_BIT) == U(0):
+        high = (high << U(1)) | (low >> U(63))
+        low = low << U(1)
+        shift += 1
+    if low != U(0):
+        high = high | U(1)
+    return float(high) * 2.0 ** (64 - shift)
+
+
 @njit(cache=True, nogil=True)
 def _deviation(rows: Any, order: Any, low: int, n: int, word: int, total: int, scale: int) -> float:
     """Population standard deviation, sqrt(n Σx² - (Σx)²) / n, exact until the square root."""
     high, bottom = U(0), U(0)
     for i in range(low, n):
         x = U(abs(rows[order[i], word]))
-        square_high, square_low = wide.multiply(x, x)
-        high, bottom = wide.add(high, bottom, square_high, square_low)
+        square_high, square_low = wide_multiply(x, x)
+        high, bottom = wide_add(high, bottom, square_high, square_low)
     count = n - low
-    high, bottom = wide.multiply_wide(high, bottom, U(count))
+    high, bottom = wide_scale(high, bottom, U(count))
     size = U(abs(total))
-    square_high, square_low = wide.multiply(size, size)
-    high, bottom = wide.subtract(high, bottom, square_high, square_low)
-    return float(np.sqrt(wide.to_float(high, bottom)) / float(count * scale))
+    square_high, square_low = wide_multiply(size, size)
+    high, bottom = wide_subtract(high, bottom, square_high, square_low)
+    return float(np.sqrt(wide_to_float(high, bottom)) / float(count * scale))
 
 
 @njit(cache=True, nogil=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame
 
-__all__ = ["ABSENT", "FINGERPRINT", "N", "OTHER_DEFINITION", "REFUSED", "STAMP_WORDS", "logged"]
+__all__ = ["ABSENT", "FINGERPRINT", "OTHER_DEFINITION", "REFUSED", "STAMP_WORDS", "N", "logged"]
 
 N, FINGERPRINT, REFUSED, ABSENT = range(4)
 """int64 words of one view's stamp in column ``stamps``; ABSENT is 1 where a prediction has no stamp of the view."""

@@ -152,6 +152,7 @@ def test_the_time_of_an_answer_is_that_of_the_newest_event_used(store: Any, worl
     from feature_repo.feast_store import look_up
 
     _, found = look_up(store, {"card_id": "c3"}, NOW)
+    assert list(found) == [feature.name for feature in CARD_SPEND.features]
     newest = max(event.event_time for event in world[TRANSACTIONS] if event.card_id == "c3")
     assert {feature.newest_ms for feature in found.values()} == {newest}
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_repo import kernel, wide
+from feature_repo import kernel
 from feature_repo.layout import floor_record, rows
 from feature_repo.oracle import Record, feature_values, members
 from feature_repo.views import FUNCTIONS, Column, Feature, FeatureView
@@ -134,9 +134,9 @@ def test_a_read_below_the_floor_is_refused_and_one_above_it_is_not() -> None:
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_wide_integers_agree_with_python(a: int, b: int) -> None:
-    high, low = wide.multiply(np.uint64(a), np.uint64(b))
+    high, low = kernel.wide_multiply(np.uint64(a), np.uint64(b))
     assert (int(high) << 64) + int(low) == a * b
-    assert wide.to_float(np.uint64(a), np.uint64(b)) == float((a << 64) + b)
+    assert kernel.wide_to_float(np.uint64(a), np.uint64(b)) == float((a << 64) + b)
     big, small = max(a, b), min(a, b)
-    h, lo = wide.subtract(np.uint64(big), np.uint64(small), np.uint64(small), np.uint64(big))
+    h, lo = kernel.wide_subtract(np.uint64(big), np.uint64(small), np.uint64(small), np.uint64(big))
     assert (int(h) << 64) + int(lo) == ((big << 64) + small) - ((small << 64) + big)

@@ -44,7 +44,7 @@ def get_features(arguments: argparse.Namespace) -> None:
     entities = dict(arguments.entities)
     at_ms, found = feast_store.look_up(store, entities, arguments.at)
     width = max(map(len, found))
-    lines = [f"{name:{width}}  {'null' if f.value is None else f'{f.value:.6g}':>12}  {f.status:10}{iso(f.newest_ms)}"
+    lines = [f"{name:{width}}  {'null' if f.value is None else f'{f.value:.10g}':>14}  {f.status:10}{iso(f.newest_ms)}"
              for name, f in found.items()]
     facts = {"at_ms": at_ms, **entities, "features": {name: asdict(feature) for name, feature in found.items()}}
     show(arguments, facts, "\n".join([f"at {iso(at_ms)}", *lines]))
