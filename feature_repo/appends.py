@@ -7,10 +7,10 @@ older append-only file, fail-over) and the worker must seek back. A plain HSET w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from feature_repo.layout import Packer, entity_key, packer
+from feature_repo.layout import Packer, key_maker, packer
 from feature_repo.marks import NOTHING, applied_key, scored_ms_key
 from feature_repo.views import DAY_MS, FeatureService, FeatureView
 from feature_repo.wire import Script, Wire, pack
@@ -51,11 +51,13 @@ class ViewAppends:
         self.view = view
         self._scored_lateness_ms = scored_lateness_ms
         self._pack: Packer = packer(view)
-        self._entity = view.entity
+        size = 8 * view.record_words
+        # The bytes that ``pack(("APPEND", key, record))`` gives, at a third of its cost.
+        self._append = b"*3\r\n$6\r\nAPPEND\r\n$%%d\r\n%%b\r\n$%d\r\n%%b\r\n" % size
         self._period_ms = max(DAY_MS, view.retention_ms // 4)
         self._ttl_s = 2 * view.retention_ms // 1000
-        self._refreshed: dict[str, int] = {}
-        self._prefix, self._suffix = entity_key(view, "\0").split("\0")
+        self._refreshed: dict[bytes, int] = {}
+        self._key: Callable[[Any], bytes] = key_maker(view)
 
     def commands(self, events: Sequence[tuple[Any, int]], scored_up_to_ms: int | None) -> list[bytes]:
         """APPENDs of (event, arrival ms) pairs; an entity's first one of a period also trims and refreshes its key.
@@ -64,23 +66,24 @@ class ViewAppends:
         entity), never on each append (doubles the commands). ``scored_up_to_ms`` is the arrival time that every scorer has
         passed; None where that is not known, and then nothing is trimmed.
         """
-        commands = []
+        commands: list[bytes] = []
+        add, pack_record, refreshed, period_ms = commands.append, self._pack, self._refreshed, self._period_ms
         for event, arrival_ms in events:
-            key = f"{self._prefix}{getattr(event, self._entity)}{self._suffix}"
-            commands.append(pack(("APPEND", key, self._pack(event))))
-            period = arrival_ms // self._period_ms
-            if self._refreshed.get(key) != period:
-                commands.append(self._refresh(key, scored_up_to_ms))
-                if len(self._refreshed) >= KEYS_REMEMBERED:
-                    self._refreshed.clear()
-                self._refreshed[key] = period
+            key = self._key(event)
+            add(self._append % (len(key), key, pack_record(event)))
+            period = arrival_ms // period_ms
+            if refreshed.get(key) != period:
+                add(self._refresh(key, scored_up_to_ms))
+                if len(refreshed) >= KEYS_REMEMBERED:
+                    refreshed.clear()
+                refreshed[key] = period
         return commands
 
     def forget(self) -> None:
         """Refresh every key anew: the store may have lost what it was told."""
         self._refreshed.clear()
 
-    def _refresh(self, key: str, scored_up_to_ms: int | None) -> bytes:
+    def _refresh(self, key: bytes, scored_up_to_ms: int | None) -> bytes:
         if scored_up_to_ms is None:
             return pack(("EXPIRE", key, self._ttl_s))
         floor = floor_ms(self.view, scored_up_to_ms, self._scored_lateness_ms)

@@ -26,7 +26,10 @@ from numba import njit
 
 from feature_repo.views import FUNCTIONS, FeatureView
 
-__all__ = ["EXCLUDE", "INCLUDE", "MERGED", "NEWEST", "NONE", "NO_TIME", "REFUSED", "USED", "XOR", "Plan", "plan", "read_sets", "sort_order", "sweep"]
+__all__ = [
+    "EXCLUDE", "INCLUDE", "MERGED", "NEWEST", "NONE", "NO_TIME", "REFUSED", "USED", "XOR", "Plan", "plan", "read_sets", "sort_order",
+    "sweep",
+]
 
 NONE, INCLUDE, EXCLUDE = 0, 1, 2
 """What to do with the event that a read is for: there is none; it belongs to the read; it does not."""

@@ -55,20 +55,21 @@ def last_header(name: str) -> Column:
     return F.element_at(F.filter("headers", lambda header: header["key"] == name), -1)["value"]
 
 
-def events(archive: DataFrame, source: str, views: Sequence[FeatureView], texts: Sequence[str] = (), numbers: Sequence[str] = (),
-           event_time: tuple[int, int] = (0, 2**63 - 1)) -> DataFrame:
+def events(archive: DataFrame, source: str, views: Sequence[FeatureView], numbers: Sequence[str] = (),
+           event_time: tuple[int, int] = (0, 2**63 - 1), *, sets: bool = True) -> DataFrame:
     """The valid records of ``source`` with first <= event time < end.
 
-    Columns: event_id, event_time, arrival_ms, position, ``texts``, ``numbers`` (int64), ``admitted`` (bit i: in the sets of
-    ``views[i]``) and one binary column per view of this source, the record exactly as the online store holds it. Entities of
-    all ``views`` are among ``texts`` whether named or not. Dead letters have no row; late records have one, with bits unset.
+    Columns: event_id, event_time, arrival_ms, position, ``numbers`` (int64); and with ``sets`` the entities of all ``views``,
+    ``admitted`` (bit i: in the sets of ``views[i]``) and one binary column per view of this source, the record exactly as the
+    online store holds it. Dead letters have no row; late records have one, with bits unset.
     """
-    texts = tuple(dict.fromkeys([*(view.entity for view in views), *texts]))
     own = [(bit, view) for bit, view in enumerate(views) if view.source == source]
-    schema = ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *(f"{t} string" for t in texts),
-                        *(f"{n} long" for n in numbers), "admitted int", *(f"{view.name} binary" for _, view in own)])
-    arrived_from_ms = event_time[0] - max((view.max_skew_ms for _, view in own), default=0)  # before that it would be a dead letter
-    return _columns(archive, source, arrived_from_ms).mapInArrow(_typed(source, own, texts, numbers, event_time), schema)
+    entities = tuple(dict.fromkeys(view.entity for view in views)) if sets else ()
+    of_sets = ["admitted int", *(f"{view.name} binary" for _, view in own)] if sets else []
+    schema = ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *(f"{name} string" for name in entities),
+                        *(f"{name} long" for name in numbers), *of_sets])
+    arrived_from_ms = event_time[0] - max((view.max_skew_ms for _, view in own), default=0)  # before that it is a dead letter
+    return _columns(archive, source, arrived_from_ms).mapInArrow(_typed(source, own, entities, numbers, event_time, sets), schema)
 
 
 def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> DataFrame:
@@ -143,7 +144,7 @@ def _objects(column: pa.Array) -> list[Any]:
 
 
 def _typed(source: str, own: Sequence[tuple[int, FeatureView]], texts: Sequence[str], numbers: Sequence[str],
-           event_time: tuple[int, int]) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+           event_time: tuple[int, int], sets: bool) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     first_ms, end_ms = event_time
 
     def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -159,17 +160,19 @@ def _typed(source: str, own: Sequence[tuple[int, FeatureView]], texts: Sequence[
             rows = np.fromiter((row for row, _ in found), np.int64, len(found))
             partition, offset, arrival = (batch[name].to_numpy()[rows] for name in ("partition", "offset", "arrival_ms"))
             times = [event.event_time for event in of_events]
-            admitted = [sum(bit for bit, late, skew in bounds if admit(time, arrived, late, skew) == "admitted")
-                        for time, arrived in zip(times, arrival.tolist(), strict=True)]
-            yield pa.RecordBatch.from_pydict({
+            columns = {
                 "event_id": pa.array([event.event_id for event in of_events], pa.string()),
                 "event_time": pa.array(times, pa.int64()),
                 "arrival_ms": pa.array(arrival),
                 "position": pa.array(position_of(source, partition.astype(np.int64), offset)),
                 **{name: pa.array([getattr(event, name) for event in of_events], pa.string()) for name in texts},
-                **{name: pa.array(list(map(int, [getattr(event, name) for event in of_events])), pa.int64()) for name in numbers},
-                "admitted": pa.array(admitted, pa.int32()),
-                **{name: pa.array([pack(event) for event in of_events], pa.binary()) for name, pack in packers},
-            })
+                **{name: pa.array([int(getattr(event, name)) for event in of_events], pa.int64()) for name in numbers},
+            }
+            if sets:
+                admitted = [sum([bit for bit, late, skew in bounds if admit(time, arrived, late, skew) == "admitted"])
+                            for time, arrived in zip(times, arrival.tolist(), strict=True)]
+                columns["admitted"] = pa.array(admitted, pa.int32())
+                columns |= {name: pa.array([pack(event) for event in of_events], pa.binary()) for name, pack in packers}
+            yield pa.RecordBatch.from_pydict(columns)
 
     return typed

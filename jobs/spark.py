@@ -108,6 +108,7 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path) -> list[tu
         ("spark.sql.maxConcurrentOutputFileWriters", "32"),  # else a write partitioned by topic sorts every value first
         ("spark.databricks.delta.snapshotPartitions", "2"),  # stock 50 tasks to read a log of a dozen files
         ("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(cores)),
+        ("spark.shuffle.compress", "false"),  # shuffles stay on this machine's disk cache: packing them is most of their cost
         ("spark.ui.enabled", "false"),
         ("spark.ui.showConsoleProgress", "false"),
     ]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["MODES", "Mode", "TrainingSet", "build_training_set", "training_set"]
 
 Mode = Literal["known", "ideal", "served"]
+LABEL_RANGE = 2**32
 MODES: tuple[Mode, ...] = ("known", "ideal", "served")
 
 
@@ -97,12 +98,10 @@ class _Source:
         past = self.start_ms - history_ms(service.views)
         numbers = [name for name in service.event_columns if name != "event_time"]
         of_source = events(self.archive, service.source, service.views, numbers=numbers, event_time=(past, self.end_ms))
-        in_period = F.col("event_time") >= self.start_ms
         first = F.row_number().over(Window.partitionBy("event_id", "event_time").orderBy("arrival_ms", "position")) == 1
-        counted, labelled = self._labelled(of_source.where(in_period).withColumn("query", first), F.col("query"))
+        wanted = of_source.withColumn("query", first & (F.col("event_time") >= self.start_ms))
+        counted, labelled = self._labelled(wanted, F.col("query"))
         rows = labelled.withColumn("query", F.col("query") & F.col("label").isNotNull())
-        if past < self.start_ms:
-            rows = rows.unionByName(of_source.where(~in_period).withColumns({"query": F.lit(False)}), allowMissingColumns=True)
         others = {source: events(self.archive, source, service.views, event_time=(past, self.end_ms))
                   for source in {view.source for view in service.views} - {service.source}}
         return counted, sweep_entities(rows, others, service, read_values, _vectors(service), _schema(service), ideal=ideal)
@@ -127,9 +126,10 @@ class _Source:
 
         label = self.spec.label
         outcomes = events(self.archive, OUTCOMES, self.spec.service.views, numbers=("revision", label),
-                          event_time=(self.start_ms, self.end_ms)).where(F.col("arrival_ms") <= self.as_of_ms)
-        known = outcomes.groupBy("event_id", "event_time").agg(F.max(F.struct("revision", label)).alias("known"))
-        known = known.select("event_id", "event_time", F.col(f"known.{label}").alias("label"))
+                          event_time=(self.start_ms, self.end_ms), sets=False).where(F.col("arrival_ms") <= self.as_of_ms)
+        # One number to order by (labels are under 2**32): a struct would be sorted instead of hashed, twice.
+        newest = F.max(F.col("revision") * LABEL_RANGE + F.col(label))
+        known = outcomes.groupBy("event_id", "event_time").agg((newest % LABEL_RANGE).alias("label")).hint("shuffle_hash")
         counted = Observation()
         return counted, rows.join(known, ["event_id", "event_time"], "left").observe(
             counted, F.count_if(query).alias("transactions"), F.count_if(query & F.col("label").isNull()).alias("unlabelled"),

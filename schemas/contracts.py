@@ -76,6 +76,10 @@ class Contract:
         return f"headrace.{self.name}.v{self.version}"
 
     @cached_property
+    def type_bytes(self) -> bytes:
+        return self.type.encode()
+
+    @cached_property
     def decoder(self) -> msgspec.json.Decoder[Any]:
         return msgspec.json.Decoder(self.record)
 

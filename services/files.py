@@ -58,9 +58,8 @@ def column_names(path: Path) -> list[str]:
 
 
 def _format(path: Path) -> str:
-    for suffix in reversed(path.suffixes):
-        if suffix.lower() in FORMATS:
-            return FORMATS[suffix.lower()]
+    if path.suffix.lower() in FORMATS:
+        return FORMATS[path.suffix.lower()]
     raise SettingsError(f"{path.name} is of no known format", hint=f"known endings are {', '.join(FORMATS)}")
 
 
@@ -94,7 +93,7 @@ def _open_csv(path: Path, columns: list[str] | None, ragged: dict[int, bytes]) -
 
 def _read_ndjson(path: Path, columns: list[str] | None) -> Iterator[Chunk]:
     decode = msgspec.json.Decoder().decode
-    with pa.input_stream(str(path)) as raw:
+    with path.open("rb") as raw:
         lines = (stripped for line in raw if (stripped := line.strip()))
         while some := list(itertools.islice(lines, CHUNK_ROWS)):
             parsed, verbatim = [], {}

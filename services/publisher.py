@@ -40,7 +40,8 @@ class Publisher:
         self._producer = Producer({
             "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "compression.type": "lz4",
             "linger.ms": linger_ms, "partitioner": "murmur2",  # Java's; it gives all records without a key to one partition
-            "message.max.bytes": BROKER_MAX_BYTES, "queue.buffering.max.messages": 500_000, "log_level": 3,
+            "message.max.bytes": BROKER_MAX_BYTES, "queue.buffering.max.messages": 500_000,
+            "log_level": 0,  # what fails is raised
         })
         self._partitions = {source: self._count(source) for source in SOURCES}
         self._failed: list[Any] = []

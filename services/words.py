@@ -1,11 +1,22 @@
-"""How the command line reads and writes times and entities."""
+"""How the command line reads and writes times, durations and entities."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from datetime import UTC, datetime
 
-__all__ = ["iso", "pair", "time_ms"]
+__all__ = ["duration_ms", "iso", "pair", "time_ms"]
+
+UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def duration_ms(text: str) -> int:
+    """``1h`` as milliseconds; units are ms, s, m, h and d."""
+    found = re.fullmatch(r"(\d+)(ms|s|m|h|d)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 30m, 1h or 1d")
+    return int(found[1]) * UNITS_MS[found[2]]
 
 
 def time_ms(text: str) -> int:

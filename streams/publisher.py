@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from schemas.envelope import SOURCE_OFFSET, header
 from schemas.errors import LogError
@@ -14,31 +16,42 @@ from streams.sort import Outgoing
 __all__ = ["Publisher", "last_source_offset"]
 
 NOTHING = -1
+ASK_S = 5.0
 
 
-def last_source_offset(bootstrap: str, topic: str, partition: int, timeout_s: float = 10.0) -> int:
+def last_source_offset(bootstrap: str, topic: str, partition: int, timeout_s: float = 30.0) -> int:
     """The source offset that the last record of ``topic`` partition came from; -1 where there is none.
 
     What derives a topic writes partition p from source partition p, in order, so this is how far it got. Raises LogError when
-    the broker does not answer.
+    the broker does not answer within ``timeout_s``; a leader that is being elected is waited for.
     """
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "headrace-peek", "enable.auto.commit": False,
-                         "enable.partition.eof": True, "queued.max.messages.kbytes": 1024})
+                         "queued.max.messages.kbytes": 1024})
+    give_up, pause = time.monotonic() + timeout_s, threading.Event()
     try:
-        low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=timeout_s)
-        if high <= low:
-            return NOTHING
-        consumer.assign([TopicPartition(topic, partition, high - 1)])
-        message = consumer.poll(timeout_s)
-        found = header(cast(Any, message.headers()), SOURCE_OFFSET) if message is not None and not message.error() else None
-        if found is None:
-            raise LogError(f"last record of {topic}[{partition}] could not be read or says no source offset",
-                           hint="only headrace may write to this topic")
-        return int(found)
-    except KafkaException as error:
-        raise LogError(f"cannot read the end of {topic}[{partition}]: {error}", hint="is Kafka up?") from error
+        while True:
+            try:
+                return _last_source_offset(consumer, topic, partition)
+            except KafkaException as error:
+                if time.monotonic() > give_up:
+                    raise LogError(f"cannot read the end of {topic}[{partition}]: {error}", hint="is Kafka up?") from error
+            pause.wait(0.1)
     finally:
         consumer.close()
+
+
+def _last_source_offset(consumer: Consumer, topic: str, partition: int) -> int:
+    low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ASK_S)
+    if high <= low:
+        return NOTHING
+    consumer.assign([TopicPartition(topic, partition, high - 1)])
+    message = consumer.poll(ASK_S)
+    if message is None or message.error():
+        raise KafkaException(message.error() if message is not None else KafkaError(KafkaError._TIMED_OUT))
+    found = header(cast(Any, message.headers()), SOURCE_OFFSET)
+    if found is None:
+        raise LogError(f"last record of {topic}[{partition}] says no source offset", hint="only headrace may write to this topic")
+    return int(found)
 
 
 class Publisher:
@@ -50,7 +63,8 @@ class Publisher:
         self._producer = Producer({
             "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 1, "compression.type": "lz4",
             "message.timeout.ms": 0,  # for ever: the source offset is not committed before this is acknowledged
-            "message.max.bytes": 8 << 20, "queue.buffering.max.messages": 200_000,
+            "message.max.bytes": 8 << 20, "queue.buffering.max.messages": 200_000, "on_delivery": self._refused,
+            "delivery.report.only.error": True,  # flush waits for all of them; a callback for each costs a third of produce
         })
         self._published: dict[tuple[str, int], int] = {}
         self._failed: list[Any] = []
@@ -63,11 +77,10 @@ class Publisher:
         if place not in self._published:
             self._published[place] = last_source_offset(self._bootstrap, topic, partition)
         mark = self._published[place]
-        produce, delivered = self._producer.produce, self._delivered
+        produce = self._producer.produce
         for record in records:
             if record.offset > mark:
-                produce(topic, record.value, record.key, partition, on_delivery=delivered, timestamp=record.arrival_ms,
-                        headers=cast(Any, record.headers))
+                produce(topic, record.value, record.key, partition, timestamp=record.arrival_ms, headers=cast(Any, record.headers))
         self._published[place] = max(mark, records[-1].offset)
 
     def wait(self) -> None:
@@ -86,6 +99,5 @@ class Publisher:
         for place in [place for place in self._published if place[1] == partition]:
             del self._published[place]
 
-    def _delivered(self, error: Any, _: Any) -> None:
-        if error is not None:
-            self._failed.append(error)
+    def _refused(self, error: Any, _: Any) -> None:
+        self._failed.append(error)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from feature_repo.views import FeatureView
 from schemas.admission import admit
 from schemas.contracts import HINTS, Contract
@@ -15,8 +17,7 @@ from schemas.errors import ContractError
 __all__ = ["Outgoing", "Sorted", "sort_chunk"]
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """A record to publish: it came from source offset ``offset`` and keeps its key, value and arrival time."""
 
     offset: int
@@ -42,37 +43,42 @@ def sort_chunk(contract: Contract, views: Sequence[FeatureView], records: Sequen
     marked late. A clock record is passed on, so that whoever reads the valid topic knows how far its source has been read.
     """
     result = Sorted([[] for _ in views])
-    decode, valid = contract.decode, result.valid
-    bounds = [(view.allowed_lateness_ms, view.max_skew_ms, into) for view, into in zip(views, result.admitted, strict=True)]
+    decode, valid, on_time = contract.decode, result.valid, []
+    lateness = min(view.allowed_lateness_ms for view in views)
+    skew = min(view.max_skew_ms for view in views)
     for record in records:
-        headers = list(record.headers)
+        headers, arrival = record.headers, record.timestamp
         try:
             if headers:
                 if clock(headers):
-                    valid.append(Outgoing(record.offset, None, b"", record.timestamp, [*headers, source_header(record.offset)]))
+                    valid.append(Outgoing(record.offset, None, b"", arrival, [*headers, source_header(record.offset)]))
                     continue
                 check_cloud_event(headers, contract)
             event = decode(record.value)
-            arrival = record.timestamp
-            late = False
-            for lateness, skew, into in bounds:
-                verdict = admit(event.event_time, arrival, lateness, skew)
-                if verdict == "admitted":
-                    into.append((event, arrival))
-                elif verdict == "late":
-                    late = True
-                else:
-                    raise ContractError("clock-skew", f"event_time is {event.event_time - arrival} ms after arrival, allowed are {skew} ms",
-                                        hint=HINTS["clock-skew"])
+            outgoing = [*headers, (SOURCE_OFFSET, b"%d" % record.offset)]
+            if -skew <= arrival - event.event_time <= lateness:  # every view admits it: nearly always
+                on_time.append((event, arrival))
+            elif _admit_by_view(event, arrival, views, result.admitted):
+                outgoing.append((LATE, b"1"))
         except ContractError as error:
-            why = dead_letter_headers(error, record.topic, record.partition, record.offset, record.timestamp)
-            result.dead.append(Outgoing(record.offset, record.key, record.value, record.timestamp, [*headers, *why]))
+            why = dead_letter_headers(error, record.topic, record.partition, record.offset, arrival)
+            result.dead.append(Outgoing(record.offset, record.key, record.value, arrival, [*headers, *why]))
             continue
-        headers.append(source_header(record.offset))
-        if late:
-            headers.append((LATE, b"1"))
-        valid.append(Outgoing(record.offset, record.key, record.value, arrival, headers))
+        valid.append(Outgoing(record.offset, record.key, record.value, arrival, outgoing))
+    for admitted in result.admitted:
+        admitted += on_time
     return result
+
+
+def _admit_by_view(event: Any, arrival_ms: int, views: Sequence[FeatureView], admitted: Sequence[list[tuple[Any, int]]]) -> bool:
+    """Admit ``event`` to the views that take it. Returns whether it is late for any; raises ContractError on a clock skew."""
+    verdicts = [admit(event.event_time, arrival_ms, view.allowed_lateness_ms, view.max_skew_ms) for view in views]
+    if "clock-skew" in verdicts:
+        raise ContractError("clock-skew", f"event_time is {event.event_time - arrival_ms} ms after arrival", hint=HINTS["clock-skew"])
+    for verdict, into in zip(verdicts, admitted, strict=True):
+        if verdict == "admitted":
+            into.append((event, arrival_ms))
+    return "late" in verdicts
 
 
 def source_header(offset: int) -> tuple[str, bytes]:

@@ -1,0 +1,51 @@
+"""``headrace replay``: a file of transactions as events."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from schemas.errors import SettingsError
+from services.commands import add_command, show
+
+if TYPE_CHECKING:
+    from services.commands import Subparsers
+
+__all__ = ["register"]
+
+
+def register(subparsers: Subparsers) -> None:
+    from services.replaying import add_lockstep_options
+
+    parser = add_command(subparsers, "replay", run, example="headrace replay transactions.parquet --mapping fraud --step 1h",
+                         help="publish a file of transactions, with simulated time or at a real rate")
+    parser.add_argument("file", type=Path, metavar="FILE", help="Parquet, CSV or NDJSON, in order of time")
+    parser.add_argument("--mapping", metavar="NAME|FILE.toml", help="which columns mean what: contract, fraud, or a TOML file with a "
+                        "[columns] table (default: the built-in one that fits)")
+    add_lockstep_options(parser)
+    parser.add_argument("--limit", type=int, metavar="N", help="stop after N transactions")
+    parser.add_argument("--rate", type=float, metavar="N", help="no simulated time: N events a second, whoever keeps up")
+    parser.add_argument("--now", action="store_true", help="with --rate: the transactions happen when they are sent")
+    parser.add_argument("--stamp", action="store_true", help="with --rate: header hr_sent_ns says when each record was due")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from schemas.settings import read_settings
+    from services.files import count_rows
+    from services.inputs import find_mapping, read_rows
+    from services.replaying import in_lockstep, paced, summary_text
+
+    if arguments.rate is None and (arguments.now or arguments.stamp):
+        raise SettingsError("--now and --stamp belong to --rate", hint="headrace replay FILE --rate 1000 --now")
+    if any(given is not None and given <= 0 for given in (arguments.rate, arguments.limit)):
+        raise SettingsError("--rate and --limit are above 0")
+    settings, file = read_settings(), arguments.file
+    rows = read_rows(file, find_mapping(file, arguments.mapping), arguments.limit)
+    total = min((n for n in (count_rows(file), arguments.limit) if n is not None), default=None)
+    if arguments.rate is None:
+        facts = in_lockstep(settings, rows, source="/headrace/replay", total=total, step_ms=arguments.step, drain=arguments.drain)
+    else:
+        facts = paced(settings, rows, source="/headrace/replay", total=total, rate=arguments.rate, restamp=arguments.now,
+                      stamp=arguments.stamp)
+    show(arguments, facts, summary_text(facts))

@@ -1,0 +1,70 @@
+"""``headrace simulate``: a seeded card world, published in lockstep or written to a file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from schemas.errors import SettingsError
+from services.commands import add_command, show
+
+if TYPE_CHECKING:
+    from services.commands import Subparsers
+    from services.world import World
+
+__all__ = ["register"]
+
+FIRST_DAY = "2025-01-06"
+
+
+def register(subparsers: Subparsers) -> None:
+    from services.replaying import add_lockstep_options
+    from services.words import time_ms
+
+    parser = add_command(subparsers, "simulate", run, example="headrace simulate --days 60 --seed 7",
+                         help="publish a simulated world of cards, terminals and fraud")
+    parser.add_argument("--days", type=int, default=60, metavar="N", help="days to simulate (default: 60)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same world (default: 0)")
+    parser.add_argument("--cards", type=int, default=2500, metavar="N", help="cards, two transactions a day each (default: 2500)")
+    parser.add_argument("--terminals", type=int, default=1000, metavar="N", help="terminals (default: 1000)")
+    parser.add_argument("--start", type=time_ms, default=FIRST_DAY, metavar="DAY", help=f"the first day, UTC (default: {FIRST_DAY})")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write Parquet, ground truth included, and publish nothing")
+    add_lockstep_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from schemas.settings import read_settings
+    from services.inputs import event_rows
+    from services.replaying import in_lockstep, summary_text
+    from services.world import World
+
+    if min(arguments.days, arguments.cards, arguments.terminals) < 1 or arguments.seed < 0:
+        raise SettingsError("--days, --cards and --terminals are at least 1, --seed at least 0")
+    settings = read_settings()
+    world = World(arguments.seed, arguments.cards, arguments.terminals, arguments.start)
+    if arguments.out is not None:
+        facts = write(world, arguments.days, arguments.out)
+        show(arguments, facts, f"wrote {facts['transactions']:,} transactions, {facts['fraud']:,} of them fraud, to {facts['file']}")
+        return
+    rows = (event_rows(batch) for batch in world.days(arguments.days))
+    facts = in_lockstep(settings, rows, source=f"/headrace/simulate/{arguments.seed}", total=2 * arguments.cards * arguments.days,
+                        step_ms=arguments.step, drain=arguments.drain)
+    show(arguments, facts, summary_text(facts))
+
+
+def write(world: World, days: int, path: Path) -> dict[str, Any]:
+    """Write the world to a Parquet file in contract form, with ``fraud`` and ``pattern`` beside it."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    transactions = fraud = 0
+    try:
+        with pq.ParquetWriter(path, world.day(0).schema) as writer:
+            for batch in world.days(days):
+                writer.write_batch(batch)
+                transactions += batch.num_rows
+                fraud += pc.sum(batch["fraud"]).as_py() or 0
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written: {error}", hint="name a file in a folder that exists") from error
+    return {"transactions": transactions, "fraud": fraud, "file": str(path)}
