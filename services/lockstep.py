@@ -54,10 +54,10 @@ class Lockstep:
         if not 0 < step_ms <= label_delay_ms:
             raise SettingsError(f"a step of {step_ms} ms is not between 1 ms and the label delay of {label_delay_ms} ms",
                                 hint="an hour is usual: --step 1h")
+        self._publisher = Publisher(bootstrap)
         if not arrival_is_ours(bootstrap):
             raise SettingsError("this Kafka's topics take their times from the broker, and lockstep brings its own",
                                 hint="HEADRACE_TIME=replay headrace up, in a fresh HEADRACE_HOME; or --rate N for real time")
-        self._publisher = Publisher(bootstrap)
         self._timeline = Timeline(batches, label_delay_ms)
         self._encoder = Encoder(source)
         self._progress, self._step_ms, self._patience_s, self._tell = progress, step_ms, patience_s, tell

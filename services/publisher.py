@@ -14,7 +14,7 @@ from services.events import Record
 
 __all__ = ["Publisher", "arrival_is_ours"]
 
-ASK_S = 10.0
+ASK_S = 5.0
 SERVE_EVERY = 10_000
 ROOM_S = 0.05
 
@@ -26,9 +26,9 @@ def arrival_is_ours(bootstrap: str) -> bool:
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, source) for source in SOURCES], request_timeout=ASK_S)
     try:
-        answers = [cast(Any, answer.result(ASK_S)) for answer in asked.values()]
-    except KafkaException as error:
-        raise LogError(f"Kafka at {bootstrap} does not say how its topics are set: {error.args[0].str()}",
+        answers = [cast(Any, answer.result(2 * ASK_S)) for answer in asked.values()]
+    except (KafkaException, TimeoutError) as error:
+        raise LogError(f"Kafka at {bootstrap} does not say how its topics are set: {error}",
                        hint="`headrace topics` creates the catalogue's topics") from error
     return all(answer["message.timestamp.type"].value == "CreateTime" for answer in answers)
 

@@ -25,7 +25,7 @@ from feature_repo.bundle import Model, champion, load_bundle
 from feature_repo.fraud import FRAUD, ModelSpec
 from feature_repo.online import Reading, SetReader
 from feature_repo.vector import VectorBuilder
-from schemas.envelope import CE_TYPE, LATE, SOURCE_OFFSET
+from schemas.envelope import CE_TYPE, LATE, SENT_NS, SOURCE_OFFSET
 from schemas.errors import BundleError, LogError, SettingsError, StoreError
 from schemas.records import PREDICTION, TRANSACTION, Transaction
 from schemas.settings import Settings, read_settings
@@ -119,6 +119,8 @@ class Scorer:
             batch.outstanding = len(results)
             for origin, result in zip(arrived, results, strict=True):
                 headers = [*FIXED_HEADERS, ("ce_id", result.prediction_id.encode()), (SOURCE_OFFSET, b"%d" % origin.offset)]
+                if origin.sent_ns is not None:
+                    headers.append((SENT_NS, origin.sent_ns))
                 self._produce(result.value, result.key, origin, headers, batch)
         self._batches.append(batch)
 
@@ -142,12 +144,14 @@ class Scorer:
                     continue
                 raise LogError(f"cannot read {TRANSACTIONS_VALID}: {error}", hint="is Kafka up? is the topic there?")
             partition, headers = message.partition(), message.headers() or []
-            offset, late, clock = -1, False, False
+            offset, late, clock, sent_ns = -1, False, False, None
             for name, value in headers:
                 if name == SOURCE_OFFSET:
                     offset = int(value)
                 elif name == LATE:
                     late = True
+                elif name == SENT_NS:
+                    sent_ns = value
                 elif (name, value) == CLOCK:
                     clock = True
             arrival = message.timestamp()[1]
@@ -156,7 +160,7 @@ class Scorer:
                 self._marks[partition] = offset
                 batch.scored[partition] = (offset, arrival)
                 if not clock:
-                    arrived.append(Arrived(decode(message.value()), partition, offset, arrival, late))
+                    arrived.append(Arrived(decode(message.value()), partition, offset, arrival, late, sent_ns))
         return arrived, batch
 
     def _read(self, arrived: Sequence[Arrived]) -> Reading | None:

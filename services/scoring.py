@@ -24,13 +24,17 @@ UNSIGNED = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """An event with its place in the source topic. ``late`` says that some view did not admit it."""
+    """An event with its place in the source topic. ``late`` says that some view did not admit it.
+
+    ``sent_ns`` is the header that a latency measurement put on the event; it travels on with the prediction.
+    """
 
     event: Transaction
     partition: int
     offset: int
     arrival_ms: int
     late: bool
+    sent_ns: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,8 @@ def test_drain_goes_on_until_every_outcome_is_known_and_passes_over_empty_steps(
     published = lockstep(replay_kafka, days[:1], follower)
     published.run(drain=True)
     assert published.sent[OUTCOMES] == published.sent[TRANSACTIONS] == days[0].num_rows
-    assert published.now_ms == START_MS + 8 * DAY_MS
+    last_ms = max(row["event_time"] for row in days[0].to_pylist()) + DELAY_MS
+    assert 0 <= published.now_ms - last_ms < HOUR_MS
     assert published.steps <= 48
 
 
@@ -202,8 +203,8 @@ def test_lockstep_is_refused_where_the_broker_stamps_arrival(kafka: str, days: l
         lockstep(kafka, days, None)
 
 
-def test_lockstep_says_when_the_topics_are_missing() -> None:
-    with pytest.raises(LogError):
+def test_a_kafka_that_is_not_there_is_said_not_to_answer() -> None:
+    with pytest.raises(LogError, match="does not answer"):
         lockstep("127.0.0.1:1", [], None)
 
 
