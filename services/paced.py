@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ from services.timeline import Timeline
 
 __all__ = ["Paced", "publish_paced"]
 
-LEAD_NS = 100_000_000  # the first record is due when reading and encoding have begun
+LEAD_NS = 200_000_000  # the first record is due when encoding has begun
+AHEAD_ROWS = 500  # encoded at once: more would hold up what is due meanwhile
 SERVE_EVERY = 1_000
 
 
@@ -41,6 +43,8 @@ def publish_paced(bootstrap: str, batches: Iterable[pa.RecordBatch], rate: float
     ``hr_sent_ns``. ``tell`` is called now and then.
     """
     publisher, encoder, result = Publisher(bootstrap, linger_ms=0), Encoder(source), Paced()
+    batches = iter(batches)
+    batches = itertools.chain(list(itertools.islice(batches, 1)), batches)  # opens and reads the file before the clock starts
     start_ns, monotonic_ns = time.time_ns() + LEAD_NS, time.monotonic_ns() + LEAD_NS
     rows = happening_now(batches, start_ns, rate) if restamp else batches
     period_ns = 1e9 / rate
@@ -66,7 +70,7 @@ def publish_paced(bootstrap: str, batches: Iterable[pa.RecordBatch], rate: float
 
 def in_order_of_arrival(timeline: Timeline, encoder: Encoder) -> Iterator[Record]:
     """Transactions and those outcomes that become known among them."""
-    while (until_ms := timeline.read_until_ms()) is not None:
+    while (until_ms := timeline.read_until_ms(AHEAD_ROWS)) is not None:
         transactions = encoder.transactions(timeline.take_transactions(until_ms))
         outcomes = encoder.outcomes(timeline.take_outcomes(until_ms))
         yield from heapq.merge(outcomes, transactions, key=lambda record: record.arrival_ms)

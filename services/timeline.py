@@ -55,9 +55,11 @@ class Timeline:
             self._ahead = self._arrivals(batch)
         return int(self._ahead.arrival_ms[0])
 
-    def read_until_ms(self) -> int | None:
-        """Arrival of the last transaction read so far, a batch at most ahead of the next; None where there is no more."""
-        return None if self.next_transaction_ms() is None or self._ahead is None else int(self._ahead.arrival_ms[-1])
+    def read_until_ms(self, rows: int) -> int | None:
+        """Arrival of the transaction about ``rows`` after the next one; None where there is no more."""
+        if self.next_transaction_ms() is None or self._ahead is None:
+            return None
+        return int(self._ahead.arrival_ms[min(rows, len(self._ahead)) - 1])
 
     def next_outcome_ms(self) -> int | None:
         """Arrival of the next outcome among those of the transactions taken; None where there is none."""

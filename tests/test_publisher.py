@@ -23,6 +23,7 @@ from services.lockstep import HOUR_MS, Lockstep
 from services.paced import publish_paced
 from services.runtime.embedded import Runtime
 from services.world import World
+from tests.deadline import eventually
 
 DAY_MS = 24 * HOUR_MS
 START_MS = 1_700_006_400_000
@@ -64,6 +65,7 @@ def replay_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Kafka whose topics leave arrival times to the publisher."""
     home = tmp_path_factory.mktemp("replay")
     with Runtime(Settings(home=home, kafka=None, redis=None, time="replay"), roles=()) as runtime:
+        eventually(lambda: offsets_are_told(runtime.kafka))
         yield runtime.kafka
 
 
@@ -77,6 +79,14 @@ def follower(replay_kafka: str) -> Iterator[Follower]:
 @pytest.fixture(scope="module")
 def days() -> list[pa.RecordBatch]:
     return [event_rows(day) for day in World(seed=5, cards=60, terminals=20, start_ms=START_MS).days(9)]
+
+
+def offsets_are_told(bootstrap: str) -> bool:
+    """A leader that was just elected may not know it yet."""
+    try:
+        return all(end_offsets(bootstrap, source) for source in SOURCES)
+    except LogError:
+        return False
 
 
 def lockstep(bootstrap: str, batches: list[pa.RecordBatch], progress: Any, **options: Any) -> Lockstep:
