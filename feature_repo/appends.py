@@ -130,10 +130,14 @@ class AppliedMarks:
     def take(self, partition: int, offset: int, answers: Sequence[bytes]) -> bool:
         """Whether the answers fit what was written before. If not, Redis went back in time, or another worker was here."""
         held = [int(answer) if answer else NOTHING for answer in answers]
-        fits = all(now >= max(offset, before) for now, before in zip(held, self._written[partition], strict=True))
+        fits = min(held) >= offset and self.hold(partition, held)
         if fits:
             self._written[partition] = held
         return fits
+
+    def hold(self, partition: int, held: Sequence[int]) -> bool:
+        """Whether a store that holds these marks has everything that was written."""
+        return all(now >= before for now, before in zip(held, self._written[partition], strict=True))
 
 
 class SetWriter:

@@ -15,7 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from feature_repo.views import FeatureView
 
-__all__ = ["entity_key", "floor_record", "hash_id", "hash_text", "join_sets", "key_maker", "packer", "rows"]
+__all__ = ["entity_key", "entity_keys", "floor_record", "hash_id", "hash_text", "join_sets", "key_maker", "packer", "rows"]
 
 Packer = Callable[[Any], bytes]
 
@@ -49,6 +49,12 @@ def floor_record(view: FeatureView, floor_ms: int) -> bytes:
 def entity_key(view: FeatureView, entity: str) -> str:
     """The Redis key of one entity's set; the braces keep all keys of an entity on one shard."""
     return f"{view.versioned_name}:{{{entity}}}"
+
+
+def entity_keys(view: FeatureView, entities: Iterable[str]) -> list[str]:
+    """``entity_key`` of each."""
+    head = f"{view.versioned_name}:{{"
+    return [f"{head}{entity}}}" for entity in entities]
 
 
 def key_maker(view: FeatureView) -> Callable[[Any], bytes]:

@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from feature_repo.layout import entity_key
+from feature_repo.layout import entity_keys
 from feature_repo.marks import NOTHING, applied_key, offsets, scored_key, scored_ms_key
 from feature_repo.views import FeatureView
 from feature_repo.wire import Wire, pack
 
-__all__ = ["Reading", "SetReader"]
+__all__ = ["Asked", "Reading", "SetReader"]
+
+ScoredMarks = dict[int, tuple[int, int]]
+"""Partition -> (last scored source offset, its arrival ms)."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A read under way: the distinct entities of each view, behind ``before`` replies that are none of its own."""
+
+    entities: tuple[tuple[str, ...], ...]
+    before: int
 
 
 @dataclass(frozen=True)
@@ -34,23 +45,30 @@ class SetReader:
 
     def read(self, wanted: Sequence[tuple[FeatureView, Sequence[str]]]) -> Reading:
         """The sets of (view, entities) pairs; each distinct entity is fetched once. Raises StoreError when there is no answer."""
-        views = [view for view, _ in wanted]
-        entities = [list(dict.fromkeys(names)) for _, names in wanted]
-        commands = [pack(("HGETALL", applied_key(view))) for view in views]
-        commands += [pack(("MGET", *(entity_key(view, name) for name in names)))
-                     for view, names in zip(views, entities, strict=True) if names]
-        replies = self._wire.exchange(commands)
-        values = iter(replies[len(views):])
-        sets = tuple(dict(zip(names, next(values), strict=True)) if names else {} for names in entities)
-        return Reading(tuple(self._by_partition(reply) for reply in replies[:len(views)]), sets)
+        return self.answer(self.ask(wanted))
 
-    def publish_scored(self, service: str, positions: dict[int, tuple[int, int]]) -> None:
+    def ask(self, wanted: Sequence[tuple[FeatureView, Sequence[str]]], service: str = "", scored: ScoredMarks | None = None) -> Asked:
+        """Send a read, and on the way what ``publish_scored`` says of ``service``. ``answer`` it before anything else is asked."""
+        views = [view for view, _ in wanted]
+        entities = tuple(tuple(dict.fromkeys(names)) for _, names in wanted)
+        said = _scored_commands(service, scored or {})
+        applied = [pack(("HGETALL", applied_key(view))) for view in views]
+        sets = [pack(("MGET", *entity_keys(view, names))) for view, names in zip(views, entities, strict=True) if names]
+        self._wire.send([*said, *applied, *sets])
+        return Asked(entities, len(said))
+
+    def answer(self, asked: Asked) -> Reading:
+        """What ``asked`` found. Raises StoreError when there is no answer."""
+        views = len(asked.entities)
+        replies = self._wire.receive(asked.before + views + sum(map(bool, asked.entities)))[asked.before:]
+        values = iter(replies[views:])
+        sets = tuple(dict(zip(names, next(values), strict=True)) if names else {} for names in asked.entities)
+        return Reading(tuple(self._by_partition(reply) for reply in replies[:views]), sets)
+
+    def publish_scored(self, service: str, positions: ScoredMarks) -> None:
         """Say that ``service`` has scored up to (source offset, arrival ms) per partition."""
         if positions:
-            self._wire.exchange([
-                pack(("HSET", scored_key(service), *(x for p, (offset, _) in positions.items() for x in (p, offset)))),
-                pack(("HSET", scored_ms_key(service), *(x for p, (_, ms) in positions.items() for x in (p, ms)))),
-            ])
+            self._wire.exchange(_scored_commands(service, positions))
 
     def newest_scored_ms(self, service: str) -> int | None:
         """The stream's clock: the newest arrival time that ``service`` has scored; None before the first."""
@@ -63,3 +81,10 @@ class SetReader:
     def _by_partition(self, reply: object) -> tuple[int, ...]:
         held = offsets(reply)
         return tuple(held.get(partition, NOTHING) for partition in range(max(self._partitions, max(held, default=-1) + 1)))
+
+
+def _scored_commands(service: str, positions: ScoredMarks) -> list[bytes]:
+    if not positions:
+        return []
+    return [pack(("HSET", scored_key(service), *(x for p, (offset, _) in positions.items() for x in (p, offset)))),
+            pack(("HSET", scored_ms_key(service), *(x for p, (_, ms) in positions.items() for x in (p, ms))))]

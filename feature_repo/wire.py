@@ -6,7 +6,8 @@ redis-py's pipeline costs 4.7 us a command; its connection with ``hiredis.pack_c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import hiredis
@@ -54,18 +55,24 @@ class Wire:
         Raises StoreError when the server does not answer in time, closes the connection, or answers any command with an error;
         then any prefix of the commands may have been carried out.
         """
-        try:
+        self.send(commands)
+        return self.receive(len(commands))
+
+    def send(self, commands: Sequence[bytes]) -> None:
+        """The first half of ``exchange``: Redis works while the caller does something else. Its replies are received before
+        anything more is sent.
+        """
+        with self._faults_named(len(commands)):
             connection = self._connection or self._connect()
             connection.send_packed_command([b"".join(commands)])
-            read = connection.read_response
-            return [read(disable_decoding=True) for _ in commands]
-        except (redis.RedisError, OSError) as error:
-            self.close()
-            raise StoreError(f"online store did not do {len(commands)} commands: {error}",
-                             hint="is Redis up? `headrace status` tells") from error
-        except BaseException:
-            self.close()  # replies may be left unread
-            raise
+
+    def receive(self, number: int) -> list[Any]:
+        """The replies to the ``number`` commands that were sent."""
+        with self._faults_named(number):
+            if self._connection is None:
+                raise redis.ConnectionError("the connection was closed before it answered")
+            read = self._connection.read_response
+            return [read(disable_decoding=True) for _ in range(number)]
 
     def call(self, *arguments: Any) -> Any:
         return self.exchange([pack(arguments)])[0]
@@ -75,6 +82,17 @@ class Wire:
         if connection is not None:
             connection.disconnect()
             self._pool.release(connection)
+
+    @contextmanager
+    def _faults_named(self, number: int) -> Iterator[None]:
+        try:
+            yield
+        except (redis.RedisError, OSError) as error:
+            self.close()
+            raise StoreError(f"online store did not do {number} commands: {error}", hint="is Redis up? `headrace status` tells") from error
+        except BaseException:
+            self.close()  # replies may be left unread
+            raise
 
     def _connect(self) -> Any:
         connection: Any = self._pool.make_connection()

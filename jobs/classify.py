@@ -6,6 +6,7 @@ admitted record at or below the stamp and, above it, a prefix of each partition'
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -15,7 +16,7 @@ from numba import njit
 
 from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, USED, XOR, plan, read_sets
 from feature_repo.views import FeatureView
-from schemas.positions import offset_of, partition_of
+from jobs.positions import offset_of, partition_of
 
 __all__ = ["Read", "Verdict", "classify", "same_values", "stamped_later"]
 
@@ -133,12 +134,12 @@ def _by_prefixes(read: Read, stamped: Any, partition: Any, offset: Any) -> Verdi
 
 def _while_fewer(read: Read, stamped: Any, queue: Any) -> Any:
     """The part of a partition's records that can be in the set: adding records never makes them fewer."""
-    for taken in range(len(queue), 0, -1):
+    def count(taken: int) -> int:
         rows = stamped.copy()
         rows[queue[:taken]] = True
-        if read.fold(rows)[1] <= read.n:
-            return queue[:taken]
-    return queue[:0]
+        return read.fold(rows)[1]
+
+    return queue[:bisect_right(range(len(queue) + 1), read.n, key=count) - 1] if count(0) <= read.n else queue[:0]
 
 
 def _count_and_mix(read: Read, stamped: Any, queues: list[Any], shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
@@ -178,7 +179,7 @@ def _count_and_mix(read: Read, stamped: Any, queues: list[Any], shape: tuple[int
     return n, mixed, hashes[:len(read.records)]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def stamped_later(records: Any, arrivals: Any, partitions: Any, offsets: Any, starts: Any, ends: Any, t: Any, delay_ms: int,
                   longest_ms: int, horizons: Any, applied: Any) -> Any:
     """bool[n]: whether a read's window holds a record at or below its stamp that had not arrived before its horizon.

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from feature_repo.layout import packer
 from feature_repo.views import FeatureView
+from jobs.positions import position_of
+from jobs.spark import read_text
 from schemas.admission import admit
 from schemas.contracts import Contract
-from schemas.envelope import check_cloud_event
+from schemas.envelope import CE_TYPE, CLOCK_TYPE, check_cloud_event
 from schemas.errors import ContractError, JobError
 from schemas.settings import Settings
 from schemas.topics import SOURCES
@@ -18,23 +20,39 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import Column, DataFrame, SparkSession
 
-__all__ = ["bronze", "bronze_path", "bronze_version", "contents", "end_offsets", "events", "last_header", "position_of", "valid_records"]
+__all__ = ["bronze", "bronze_path", "bronze_version", "clock_record", "complete_path", "contents", "end_offsets", "events",
+           "newest_version", "valid_records"]
 
-TOPIC_SHIFT, PARTITION_SHIFT = 56, 44
-"""A position is topic, partition and offset in one int64: it orders records of one arrival millisecond."""
+ATTRIBUTES = (CE_TYPE, "ce_specversion")
 
 
 def bronze_path(settings: Settings) -> str:
     return f"{settings.tables}/bronze"
 
 
+def complete_path(settings: Settings) -> str:
+    """The file that holds the table's last version in which every prediction stands with all that its scorer can have seen."""
+    return f"{settings.tables}/_checkpoints/bronze/complete"
+
+
 def bronze_version(spark: SparkSession, settings: Settings) -> int:
-    """The newest version of the bronze table. Raises JobError where nothing was archived."""
+    """The newest complete version of the bronze table. Raises JobError where nothing was archived."""
     from delta.tables import DeltaTable
 
     path = bronze_path(settings)
     if not DeltaTable.isDeltaTable(spark, path):
         raise JobError(f"there is no archive in {path}", hint="headrace archive")
+    complete = read_text(spark, complete_path(settings))
+    return int(complete) if complete else newest_version(spark, settings)
+
+
+def newest_version(spark: SparkSession, settings: Settings) -> int:
+    """-1 where there is no table."""
+    from delta.tables import DeltaTable
+
+    path = bronze_path(settings)
+    if not DeltaTable.isDeltaTable(spark, path):
+        return -1
     return int(DeltaTable.forPath(spark, path).history(1).select("version").collect()[0][0])
 
 
@@ -43,16 +61,22 @@ def bronze(spark: SparkSession, settings: Settings, version: int) -> DataFrame:
     return spark.read.format("delta").option("versionAsOf", version).load(bronze_path(settings))
 
 
-def position_of(source: str, partition: Any, offset: Any) -> Any:
-    """Where a record of ``source`` stands among records of its arrival millisecond; of ints, arrays or columns."""
-    return (list(SOURCES).index(source) << TOPIC_SHIFT) + partition * (1 << PARTITION_SHIFT) + offset
-
-
-def last_header(name: str) -> Column:
-    """The value of a bronze row's last header ``name``, as ``schemas.envelope.header`` says."""
+def clock_record() -> Column:
+    """Whether a row is a clock record, as the feature worker tells it: no value, and the last ce_type is the clock's."""
     from pyspark.sql import functions as F
 
-    return F.element_at(F.filter("headers", lambda header: header["key"] == name), -1)["value"]
+    kinds = F.filter("headers", lambda header: header["key"] == CE_TYPE)
+    no_value = F.col("value").isNull() | (F.length("value") == 0)
+    return no_value & F.try_element_at(kinds, F.lit(-1))["value"].eqNullSafe(F.lit(CLOCK_TYPE))
+
+
+def stated_contract() -> Column:
+    """What a row's headers say of its contract, as text: few differ, so each is judged once."""
+    from pyspark.sql import functions as F
+
+    attributes = F.filter("headers", lambda header: header["key"].isin(*ATTRIBUTES))
+    texts = F.transform(attributes, lambda header: F.concat(header["key"], F.lit("="), F.coalesce(F.hex(header["value"]), F.lit("-"))))
+    return F.coalesce(F.array_join(texts, ","), F.lit(""))
 
 
 def events(archive: DataFrame, source: str, views: Sequence[FeatureView], numbers: Sequence[str] = (),
@@ -82,7 +106,7 @@ def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> D
 
         encode = msgspec.json.Encoder(order="deterministic").encode
         for batch in batches:
-            found = list(valid_records(batch, SOURCES[source], skews))
+            found = list(valid_records(batch, source, skews))
             yield pa.RecordBatch.from_pydict({
                 "event_id": pa.array([event.event_id for _, event in found], pa.string()),
                 "event_time": pa.array([event.event_time for _, event in found], pa.int64()),
@@ -108,20 +132,22 @@ def _columns(archive: DataFrame, source: str, arrived_from_ms: int) -> DataFrame
     from pyspark.sql import functions as F
 
     return archive.where((F.col("topic") == source) & (F.col("arrival_ms") >= arrived_from_ms)).select(
-        "partition", "offset", "arrival_ms", "value", last_header("ce_type").alias("ce_type"),
-        last_header("ce_specversion").alias("ce_specversion"))
+        "partition", "offset", "arrival_ms", "value", stated_contract().alias("stated"))
 
 
-def valid_records(batch: pa.RecordBatch, contract: Contract, skews_ms: Sequence[int]) -> Iterator[tuple[int, Any]]:
-    """(row, record) of each row that the feature worker would not have sent to the dead letters."""
-    decode, skew_ms = contract.decode, min(skews_ms, default=0)
-    stated: dict[tuple[bytes | None, bytes | None], bool] = {}
-    columns = [_objects(batch[name]) for name in ("value", "arrival_ms", "ce_type", "ce_specversion")]
-    for row, (value, arrival_ms, *attributes) in enumerate(zip(*columns, strict=True)):
-        fits = stated.get(key := (attributes[0], attributes[1]))
-        if fits is None:
-            fits = stated[key] = _fits(key, contract)
-        if not fits:
+def valid_records(batch: pa.RecordBatch, source: str, skews_ms: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    """(row, record) of each row that the feature worker would not have sent to the dead letters.
+
+    The contract is looked up here, in Spark's Python process: a decoder cannot be sent there.
+    """
+    contract, skew_ms = SOURCES[source], min(skews_ms, default=0)
+    decode = contract.decode
+    fits: dict[str, bool] = {}
+    columns = [_objects(batch[name]) for name in ("value", "arrival_ms", "stated")]
+    for row, (value, arrival_ms, stated) in enumerate(zip(*columns, strict=True)):
+        if stated not in fits:
+            fits[stated] = _fits(stated, contract)
+        if not fits[stated]:
             continue
         try:
             event = decode(value)
@@ -131,9 +157,10 @@ def valid_records(batch: pa.RecordBatch, contract: Contract, skews_ms: Sequence[
             yield row, event
 
 
-def _fits(attributes: tuple[bytes | None, bytes | None], contract: Contract) -> bool:
+def _fits(stated: str, contract: Contract) -> bool:
+    pairs = [text.split("=") for text in stated.split(",") if text]
     try:
-        check_cloud_event(zip(("ce_type", "ce_specversion"), attributes, strict=True), contract)
+        check_cloud_event([(name, None if value == "-" else bytes.fromhex(value)) for name, value in pairs], contract)
     except ContractError:
         return False
     return True
@@ -155,7 +182,7 @@ def _typed(source: str, own: Sequence[tuple[int, FeatureView]], texts: Sequence[
         bounds = [(1 << bit, view.allowed_lateness_ms, view.max_skew_ms) for bit, view in own]
         skews = [view.max_skew_ms for _, view in own]
         for batch in batches:
-            found = [pair for pair in valid_records(batch, SOURCES[source], skews) if first_ms <= pair[1].event_time < end_ms]
+            found = [pair for pair in valid_records(batch, source, skews) if first_ms <= pair[1].event_time < end_ms]
             of_events = [event for _, event in found]
             rows = np.fromiter((row for row, _ in found), np.int64, len(found))
             partition, offset, arrival = (batch[name].to_numpy()[rows] for name in ("partition", "offset", "arrival_ms"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_repo.views import FeatureService
-from jobs.events import position_of
+from jobs.positions import PARTITION_SHIFT, position_of
 from schemas.errors import ContractError
 from schemas.records import PREDICTION, Prediction
 from schemas.topics import PREDICTIONS
@@ -46,7 +46,7 @@ def logged(archive: DataFrame, service: FeatureService) -> DataFrame:
             values = zip(batch["value"].to_numpy(zero_copy_only=False), batch["partition"].to_pylist(), batch["offset"].to_pylist(),
                          strict=True)
             found = [_decoded(value, f"{partition}/{offset}", service) for value, partition, offset in values]
-            at = batch["partition"].to_numpy().astype(np.int64) * (1 << 44) + batch["offset"].to_numpy()
+            at = (batch["partition"].to_numpy().astype(np.int64) << PARTITION_SHIFT) + batch["offset"].to_numpy()
             rows = [p for p, _ in found]
             texts = {name: pa.array([getattr(p, name) for p in rows], pa.string()) for name in (*entities, "model", "model_version")}
             yield pa.RecordBatch.from_pydict({

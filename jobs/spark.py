@@ -19,7 +19,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["session", "use_session", "write_text"]
+__all__ = ["read_text", "session", "use_session", "write_text"]
 
 QUIET = """
 status = error
@@ -41,7 +41,7 @@ def session(settings: Settings, app: str) -> Iterator[SparkSession]:
 
     Raises JobError when the JVM does not start, and for what Spark says of a failed job.
     """
-    from py4j.protocol import Py4JError
+    from py4j.protocol import Py4JError  # type: ignore[import-untyped]
     from pyspark import SparkConf, SparkContext
     from pyspark.errors import PySparkException
     from pyspark.java_gateway import launch_gateway
@@ -52,13 +52,14 @@ def session(settings: Settings, app: str) -> Iterator[SparkSession]:
     found = {"JAVA_HOME": str(java_home(settings)), "PYSPARK_PYTHON": sys.executable}
     if settings.spark_master.startswith("local"):
         found["SPARK_LOCAL_IP"] = "127.0.0.1"
-    logging.getLogger("SQLQueryContextLogger").disabled = True  # prints a JVM stack trace for what is raised anyway
+    for chatty in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):  # print a JVM's stack for what is raised anyway
+        logging.getLogger(chatty).disabled = True
     with tempfile.TemporaryDirectory(prefix="headrace-spark-") as folder, log.open("ab") as file, _environment(found):
         quiet = Path(folder, "log4j2.properties")
         quiet.write_text(QUIET)
         conf = SparkConf(loadDefaults=False).setAll(_options(settings, app, Path(folder), quiet))
         try:
-            gateway = launch_gateway(conf, {"stdout": file, "stderr": file})
+            gateway = launch_gateway(conf, {"stdout": file, "stderr": file})  # type: ignore[no-untyped-call]
         except PySparkException as error:
             raise JobError("spark's JVM did not start", hint=f"see {log}") from error
         try:
@@ -123,6 +124,14 @@ def write_text(spark: SparkSession, path: str, text: str) -> None:
         file.write(text.encode())
     finally:
         file.close()
+
+
+def read_text(spark: SparkSession, path: str) -> str | None:
+    """What ``write_text`` wrote; None where there is no such file."""
+    assert spark._jvm is not None
+    target = spark._jvm.org.apache.hadoop.fs.Path(path)
+    files = target.getFileSystem(spark._jsc.hadoopConfiguration())
+    return "".join(row[0] for row in spark.read.text(path, wholetext=True).collect()) if files.exists(target) else None
 
 
 @contextmanager

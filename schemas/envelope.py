@@ -16,9 +16,11 @@ from schemas.errors import ContractError
 __all__ = [
     "CE_TYPE",
     "CLOCK_HEADERS",
+    "CLOCK_TYPE",
     "LATE",
     "SENT_NS",
     "SOURCE_OFFSET",
+    "VALUE_BYTES",
     "Headers",
     "check_cloud_event",
     "clock",
@@ -38,6 +40,8 @@ LAST_MINUTE = int((datetime(9999, 12, 31, 23, 59, tzinfo=UTC) - EPOCH).total_sec
 
 SOURCE_OFFSET = "hr_source_offset"
 LATE = "hr_late"
+VALUE_BYTES = "hr_value_bytes"
+"""On a dead letter without its value: how large that was."""
 SENT_NS = "hr_sent_ns"
 """When a paced record was due, ns since 1970: latency counts from there, whenever it really left."""
 

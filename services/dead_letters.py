@@ -8,11 +8,12 @@ from typing import Any
 
 from confluent_kafka import Producer
 
+from feature_repo.fraud import VIEWS
 from feature_repo.wire import Wire, pack
 from schemas.contracts import explain_reason
 from schemas.envelope import Headers, check_cloud_event, header
 from schemas.errors import ContractError, DefinitionError, LogError
-from schemas.topics import SOURCES, dead_letter_topic
+from schemas.topics import DERIVED_MAX_BYTES, SOURCES, dead_letter_topic
 from services.ledger import read_topic
 
 __all__ = ["Letter", "Replay", "find_letter", "read_letters", "replay_letters"]
@@ -34,13 +35,17 @@ class Letter:
     value: bytes | None = field(repr=False)
     headers: Headers = field(repr=False)
 
-    def still_refused(self) -> ContractError | None:
-        """Why the contract refuses it today; None where it does not. A clock skew is judged anew when it arrives again."""
+    def still_refused(self, arrival_ms: int) -> ContractError | None:
+        """Why it would be refused if it arrived at ``arrival_ms``; None where it would not."""
+        if self.value is None:  # also of a value that was too large to be kept
+            return ContractError(self.reason, self.fact, hint=self.hint)
         try:
             check_cloud_event(self.headers, SOURCES[self.source])
-            SOURCES[self.source].decode(self.value)
+            ahead_ms = SOURCES[self.source].decode(self.value).event_time - arrival_ms
         except ContractError as error:
             return error
+        if ahead_ms > min(view.max_skew_ms for view in VIEWS if view.source == self.source):
+            return ContractError("clock-skew", f"event_time is still {ahead_ms} ms ahead", hint=explain_reason("clock-skew"))
         return None
 
 
@@ -71,19 +76,21 @@ def find_letter(bootstrap: str, identity: str) -> Letter:
     raise DefinitionError(f"there is no dead letter {identity!r}", hint="`headrace dlq list` shows the ids")
 
 
-def replay_letters(bootstrap: str, redis_url: str, letters: Iterable[Letter], arrival_ms: int | None, dry_run: bool) -> Replay:
+def replay_letters(bootstrap: str, redis_url: str, letters: Iterable[Letter], now_ms: int | None, dry_run: bool) -> Replay:
     """Publish the original bytes to their source again, where the contract takes them now.
 
-    A replayed letter is a new arrival: ``arrival_ms`` is its simulated arrival time, None for the broker's. What was replayed is
-    remembered in the online store, after the broker acknowledged it; should that be forgotten, a second copy has no effect
-    (identity is event id and time).
+    A replayed letter is a new arrival at ``now_ms`` (where the broker stamps arrival, it does); where the stream's clock is not
+    known yet (None), that is its first arrival. What was replayed is remembered in the online store, after the broker acknowledged
+    it; should that be forgotten, a second copy has no effect (identity is event id and time).
     """
     wire, outcome = Wire(redis_url, 5000), Replay()
-    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True})
+    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True,
+                         "message.max.bytes": DERIVED_MAX_BYTES})
     failed: list[Any] = []
     try:
         for letter in letters:
-            error = letter.still_refused()
+            arrival_ms = letter.arrival_ms if now_ms is None else now_ms
+            error = letter.still_refused(arrival_ms)
             if wire.call("SISMEMBER", _memory(letter.source), letter.id):
                 outcome.before.append(letter.id)
             elif error is not None:
@@ -91,9 +98,8 @@ def replay_letters(bootstrap: str, redis_url: str, letters: Iterable[Letter], ar
             else:
                 outcome.sent.append(letter.id)
                 if not dry_run:
-                    when: dict[str, Any] = {} if arrival_ms is None else {"timestamp": arrival_ms}
-                    producer.produce(letter.source, letter.value, letter.key, headers=list(letter.headers),
-                                     on_delivery=lambda error, _: failed.append(error) if error else None, **when)
+                    producer.produce(letter.source, letter.value, letter.key, headers=list(letter.headers), timestamp=arrival_ms,
+                                     on_delivery=lambda error, _: failed.append(error) if error else None)
                     producer.poll(0)
         if producer.flush(60) or failed:
             raise LogError(f"not every dead letter was acknowledged: {failed[:1] or 'no answer'}", hint="run the replay again")

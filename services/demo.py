@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from feature_repo.fraud import FRAUD, SERVICE, VIEWS
 from feature_repo.marks import Progress
 from feature_repo.views import DAY_MS, HOUR_MS
 from jobs.training_rows import Period
+from schemas.envelope import LATE, header
 from schemas.errors import SettingsError
 from schemas.records import Transaction
 from schemas.settings import Settings
-from schemas.topics import OUTCOMES, PREDICTIONS, SOURCES, TRANSACTIONS, dead_letter_topic
+from schemas.topics import OUTCOMES, PREDICTIONS, SOURCES, TRANSACTIONS, TRANSACTIONS_VALID, dead_letter_topic
 from services.inputs import event_rows
 from services.latency import Latency, measure_latency, one_a_millisecond
-from services.ledger import end_offsets
+from services.ledger import end_offsets, read_topic
 from services.lockstep import Lockstep
 from services.memory import PeakMemory
 from services.runtime.embedded import Runtime
@@ -112,7 +113,6 @@ class Demo:
 
     def _train(self, runtime: Runtime, calendar: Calendar, spark: Any) -> Any:
         from jobs.archive import archive
-
         from jobs.registry import register
         from jobs.train import train
         from jobs.training_set import build_training_set
@@ -135,7 +135,7 @@ class Demo:
             paced += list(one_a_millisecond(batch, now_ms + sum(b.num_rows for b in paced), events - sum(b.num_rows for b in paced)))
         return measure_latency(runtime.kafka, [batch for batch in paced if batch.num_rows], LATENCY_RATE, FRAUD.label_delay_ms)
 
-    def _parity(self, runtime: Runtime, spark: Any) -> dict[str, int]:
+    def _parity(self, runtime: Runtime, spark: Any) -> dict[str, Any]:
         from jobs.archive import archive
         from jobs.parity import parity
 
@@ -143,9 +143,9 @@ class Demo:
         with self._timed("archive"):
             archive(self.settings, runtime.kafka, spark=spark)
         with self._timed("parity"):
-            return parity(self.settings, FRAUD, spark=spark).counts
+            return asdict(parity(self.settings, SERVICE, spark))
 
-    def _report(self, runtime: Runtime, lockstep: Lockstep, trained: Any, latency: Latency, parity: dict[str, int],
+    def _report(self, runtime: Runtime, lockstep: Lockstep, trained: Any, latency: Latency, parity: dict[str, Any],
                 memory: PeakMemory) -> dict[str, Any]:
         registered, result = trained
         metrics = result.manifest.metrics["model"]
@@ -153,7 +153,7 @@ class Demo:
                    for topic in (PREDICTIONS, *map(dead_letter_topic, SOURCES))}
         return {
             "events": lockstep.sent[TRANSACTIONS], "outcomes": lockstep.sent[OUTCOMES],
-            "dead_letters": sum(counted[dead_letter_topic(source)] for source in SOURCES), "late": parity["late"],
+            "dead_letters": sum(counted[dead_letter_topic(source)] for source in SOURCES), "late": count_late(runtime.kafka),
             "predictions": counted[PREDICTIONS],
             "events_per_s": round((lockstep.sent[TRANSACTIONS] + lockstep.sent[OUTCOMES]) / self.seconds["stream"]),
             "latency_ms": latency.facts(), "model": f"{registered.model} {registered.version}",
@@ -179,6 +179,11 @@ def misbehave(bootstrap: str, now_ms: int) -> None:
     for value in (*BROKEN, *map(msgspec.json.encode, odd)):
         producer.produce(TRANSACTIONS, value, b"card-000001", timestamp=now_ms)
     producer.flush(30)
+
+
+def count_late(bootstrap: str) -> int:
+    """Valid events that some view did not admit because they came too late."""
+    return sum(header(message.headers(), LATE) is not None for message in read_topic(bootstrap, TRANSACTIONS_VALID))
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:

@@ -21,7 +21,8 @@ __all__ = ["add_lockstep_options", "in_lockstep", "paced", "summary_text"]
 def add_lockstep_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=duration_ms, default="1h", metavar="TIME",
                         help="simulated time that is sent at once, when all before it has been applied (default: 1h)")
-    parser.add_argument("--drain", action="store_true", help="go on after the last transaction until every outcome is known")
+    parser.add_argument("--drain", action=argparse.BooleanOptionalAction, default=True,
+                        help="go on after the last transaction until every outcome is known (default: yes)")
 
 
 def in_lockstep(settings: Settings, batches: Iterable[pa.RecordBatch], *, source: str, total: int | None, step_ms: int,

@@ -6,6 +6,7 @@ the same id, and what the last record of ``predictions`` shows to be published i
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import os
@@ -13,24 +14,25 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from feature_repo.bundle import Model, champion, load_bundle
 from feature_repo.fraud import FRAUD, ModelSpec
-from feature_repo.online import Reading, SetReader
+from feature_repo.online import Asked, Reading, ScoredMarks, SetReader
 from feature_repo.vector import VectorBuilder
-from schemas.envelope import CE_TYPE, LATE, SENT_NS, SOURCE_OFFSET
+from feature_repo.views import FeatureView
+from schemas.envelope import CE_TYPE, CLOCK_TYPE, LATE, SENT_NS, SOURCE_OFFSET
 from schemas.errors import BundleError, LogError, SettingsError, StoreError
-from schemas.records import PREDICTION, TRANSACTION, Transaction
+from schemas.records import TRANSACTION, Transaction
 from schemas.settings import Settings, read_settings
 from schemas.topics import PREDICTIONS, TRANSACTIONS_VALID
-from services.scoring import Arrived, predict
+from services.prediction_writer import Batch, PredictionWriter
+from services.scoring import Arrived, predict, scorer_group
 from streams.publisher import last_source_offset
 
 __all__ = ["Scorer", "main"]
@@ -40,27 +42,23 @@ BATCH = 500
 COMMIT_EVERY_S = 1.0
 SAY_EVERY_S = 2.0
 MODEL_EVERY_S = 1.0
-FIXED_HEADERS = [("ce_specversion", b"1.0"), (CE_TYPE, PREDICTION.type.encode()), ("ce_source", b"headrace/scorer"),
-                 ("content-type", b"application/json")]
-CLOCK = ("ce_type", b"headrace.clock.v1")
 
 
 @dataclass(slots=True)
-class Batch:
-    """Published together; done when ``outstanding`` is 0. ``scored`` is partition -> (source offset, arrival ms)."""
+class Work:
+    """A batch whose sets are on their way from the store; ``asked`` None: it could not be asked, or needs nothing."""
 
-    outstanding: int = 0
-    positions: dict[int, int] = field(default_factory=dict)
-    scored: dict[int, tuple[int, int]] = field(default_factory=dict)
-
-    def acknowledged(self, error: Any, _: Any) -> None:
-        if error is not None:
-            raise LogError(f"broker refused a prediction: {error}", hint="see the broker's log")
-        self.outstanding -= 1
+    arrived: list[Arrived]
+    batch: Batch
+    wanted: list[tuple[FeatureView, list[str]]]
+    asked: Asked | None
 
 
 class Scorer:
-    """One scoring process. ``run`` until ``stop`` is called."""
+    """One scoring process. ``run`` until ``stop`` is called.
+
+    While one batch is scored the store already answers for the next.
+    """
 
     def __init__(self, settings: Settings, spec: ModelSpec) -> None:
         if settings.kafka is None or settings.redis is None:
@@ -68,17 +66,16 @@ class Scorer:
         self._settings, self._spec = settings, spec
         self._builder = VectorBuilder(spec.service)
         self._reader = SetReader(settings.redis.get_secret_value(), settings.redis_timeout_ms, settings.partitions)
-        self._producer = Producer({"bootstrap.servers": settings.kafka, "acks": "all", "enable.idempotence": True, "linger.ms": 1,
-                                   "compression.type": "lz4", "message.timeout.ms": 0, "queue.buffering.max.messages": 100_000,
-                                   "queue.buffering.max.kbytes": 65_536})
+        self._writer = PredictionWriter(settings.kafka)
         self._consumer = Consumer({
-            "bootstrap.servers": settings.kafka, "group.id": f"headrace-scorer-{spec.name}", "enable.auto.commit": False,
+            "bootstrap.servers": settings.kafka, "group.id": scorer_group(spec.name), "enable.auto.commit": False,
             "auto.offset.reset": "earliest", "session.timeout.ms": 6000, "heartbeat.interval.ms": 1000, "fetch.wait.max.ms": 20,
             "queued.max.messages.kbytes": 8192, "partition.assignment.strategy": "range",
         })
         self._stopping = threading.Event()
         self._marks: dict[int, int] = {}
-        self._batches: deque[Batch] = deque()
+        self._work: Work | None = None
+        self._turns = 0
         self._done: dict[int, int] = {}
         self._scored: dict[int, tuple[int, int]] = {}
         self._unsaid = False
@@ -93,6 +90,7 @@ class Scorer:
         """Score until stopped; raises LogError when Kafka refuses what must not be lost."""
         self._refresh_model()
         self._warm_up()
+        gc.freeze()  # what is loaded stays: walking through it again and again would hold up scoring
         self._consumer.subscribe([TRANSACTIONS_VALID], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not self._stopping.is_set():
@@ -104,34 +102,38 @@ class Scorer:
 
     def _step(self) -> None:
         self._refresh_model()
-        first = self._consumer.poll(0.001 if self._batches or self._unsaid else 0.05)
-        if first is not None:
-            # consume(n) waits for n; poll then consume at once takes what is there
-            self._score([first, *self._consumer.consume(BATCH - 1, 0)])
-        self._producer.poll(0)
+        messages = self._fetch(0.0 if self._work is not None else 0.001 if self._writer.waiting or self._unsaid else 0.05)
+        work, self._work = self._work, None  # only now: a rebalance within the fetch has finished it
+        reading = self._read(work) if work is not None else None
+        if messages:
+            self._work = self._begin(messages)
+        if work is not None:
+            self._score(work, reading)
         self._settle()
 
-    def _score(self, messages: Sequence[Message]) -> None:
-        arrived, batch = self._take(messages)
-        if arrived:
-            reading = self._read(arrived)
-            results = predict(self._spec.name, self._builder, arrived, reading, self._model, time.time_ns() // 1_000_000)
-            batch.outstanding = len(results)
-            for origin, result in zip(arrived, results, strict=True):
-                headers = [*FIXED_HEADERS, ("ce_id", result.prediction_id.encode()), (SOURCE_OFFSET, b"%d" % origin.offset)]
-                if origin.sent_ns is not None:
-                    headers.append((SENT_NS, origin.sent_ns))
-                self._produce(result.value, result.key, origin, headers, batch)
-        self._batches.append(batch)
+    def _fetch(self, wait_s: float) -> list[Message]:
+        """What is there, after waiting for the first of it. (``consume(n)`` would wait for n.)"""
+        first = self._consumer.poll(wait_s)
+        if first is None:
+            return []
+        turn = self._turns
+        more = self._consumer.consume(BATCH - 1, 0)
+        return [first, *more] if turn == self._turns else more  # after a rebalance the first is somebody else's, or comes again
 
-    def _produce(self, value: bytes, key: bytes, origin: Arrived, headers: Any, batch: Batch) -> None:
-        while True:
+    def _begin(self, messages: Sequence[Message]) -> Work:
+        arrived, batch = self._take(messages)
+        work = Work(arrived, batch, self._builder.wanted([one.event for one in arrived]), None)
+        if arrived:
             try:
-                self._producer.produce(PREDICTIONS, value, key, origin.partition, on_delivery=batch.acknowledged,
-                                       timestamp=origin.arrival_ms, headers=headers)
-                return
-            except BufferError:
-                self._producer.poll(0.1)
+                work.asked = self._reader.ask(work.wanted, self._spec.service.name, self._to_say())
+            except StoreError as error:
+                log.warning("could not ask the online store events=%d: %s", len(arrived), error)
+        return work
+
+    def _score(self, work: Work, reading: Reading | None) -> None:
+        read_ms = time.time_ns() // 1_000_000
+        results = predict(self._spec.name, self._builder, work.arrived, reading, self._model, read_ms) if work.arrived else []
+        self._writer.write(work.batch, work.arrived, results)
 
     def _take(self, messages: Sequence[Message]) -> tuple[list[Arrived], Batch]:
         """The events to score, and the positions that are passed with them: clock records and what was published before count."""
@@ -144,6 +146,8 @@ class Scorer:
                     continue
                 raise LogError(f"cannot read {TRANSACTIONS_VALID}: {error}", hint="is Kafka up? is the topic there?")
             partition, headers = message.partition(), message.headers() or []
+            if partition not in self._marks:  # taken away between ``poll`` and ``consume``: the next owner scores it
+                continue
             offset, late, clock, sent_ns = -1, False, False, None
             for name, value in headers:
                 if name == SOURCE_OFFSET:
@@ -152,46 +156,53 @@ class Scorer:
                     late = True
                 elif name == SENT_NS:
                     sent_ns = value
-                elif (name, value) == CLOCK:
-                    clock = True
+                elif name == CE_TYPE:
+                    clock = value == CLOCK_TYPE  # of several, the last counts, as it does for the worker
             arrival = message.timestamp()[1]
             batch.positions[partition] = message.offset() + 1
-            if offset > self._marks.get(partition, -1):
+            if offset > self._marks[partition]:
                 self._marks[partition] = offset
                 batch.scored[partition] = (offset, arrival)
                 if not clock:
                     arrived.append(Arrived(decode(message.value()), partition, offset, arrival, late, sent_ns))
         return arrived, batch
 
-    def _read(self, arrived: Sequence[Arrived]) -> Reading | None:
+    def _read(self, work: Work) -> Reading | None:
         """What the store says, within a bounded wait; None when it does not answer. A replay has no clock to hurry for."""
-        wanted = self._builder.wanted([one.event for one in arrived])
-        for attempt in itertools.count(1):
+        if not work.arrived:
+            return None
+        asked, work.asked = work.asked, None
+        for attempt in itertools.count(1 if asked is not None else 2):
             try:
-                return self._reader.read(wanted)
+                return self._reader.answer(asked) if attempt == 1 and asked is not None else self._reader.read(work.wanted)
             except StoreError as error:
                 if self._settings.time == "live" and attempt == 2:
-                    log.warning("scoring without the online store events=%d: %s", len(arrived), error)
+                    log.warning("scoring without the online store events=%d: %s", len(work.arrived), error)
                     return None
                 if self._settings.time == "replay" and self._stopping.wait(0.2 * (attempt > 1)):
                     raise
         raise AssertionError
 
     def _settle(self) -> None:
-        while self._batches and self._batches[0].outstanding == 0:
-            batch = self._batches.popleft()
+        for batch in self._writer.done():
             self._done.update(batch.positions)
             self._scored.update(batch.scored)
             self._unsaid |= bool(batch.scored)
-        if self._unsaid or time.monotonic() >= self._next_say:  # again and again: the store may have gone back in time
-            self._next_say = time.monotonic() + SAY_EVERY_S
+        if self._work is None:  # else it goes with the next read: this one's answer is still to come
             try:
-                self._reader.publish_scored(self._spec.service.name, self._scored)
-                self._unsaid = False
+                self._reader.publish_scored(self._spec.service.name, self._to_say())
             except StoreError as error:
                 log.warning("could not tell the store what is scored: %s", error)
         if self._done and time.monotonic() >= self._next_commit:
             self._commit(wait=False)
+
+    def _to_say(self) -> ScoredMarks:
+        """What the store is to be told now: news at once, and all again and again, for the store may have gone back in time."""
+        if not self._unsaid and time.monotonic() < self._next_say:
+            return {}
+        self._next_say = time.monotonic() + SAY_EVERY_S
+        self._unsaid = False  # a store that does not answer is told again then, it may not hold up scoring
+        return self._scored
 
     def _commit(self, wait: bool) -> None:
         offsets = [TopicPartition(TRANSACTIONS_VALID, partition, position) for partition, position in self._done.items()]
@@ -207,7 +218,10 @@ class Scorer:
 
     def _finish(self) -> None:
         """Everything that was read is published and committed."""
-        if self._producer.flush(10) == 0:
+        work, self._work = self._work, None
+        if work is not None:
+            self._score(work, self._read(work))
+        if self._writer.flush(10):
             self._settle()
             if self._done:
                 self._commit(wait=True)
@@ -227,10 +241,16 @@ class Scorer:
         self._lost(_, partitions)
 
     def _lost(self, _: Any, partitions: Sequence[TopicPartition]) -> None:
-        for each in partitions:
-            states: list[dict[int, Any]] = [self._marks, self._done, self._scored]
-            for state in (*states, *(batch.positions for batch in self._batches), *(batch.scored for batch in self._batches)):
-                state.pop(each.partition, None)
+        self._turns += 1
+        lost = {each.partition for each in partitions}
+        self._writer.forget(lost)
+        if self._work is not None:
+            self._work.arrived = [one for one in self._work.arrived if one.partition not in lost]
+            self._work.batch.forget(lost)
+        states: list[dict[int, Any]] = [self._marks, self._done, self._scored]
+        for state in states:
+            for partition in lost:
+                state.pop(partition, None)
 
     def _refresh_model(self) -> None:
         if time.monotonic() < self._next_model:

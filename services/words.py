@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 __all__ = ["duration_ms", "iso", "pair", "time_ms"]
 
+LAST_MS = 4_102_444_800_000  # the last event_time that contracts take
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -21,17 +22,23 @@ def duration_ms(text: str) -> int:
 
 def time_ms(text: str) -> int:
     """UTC ms of an ISO 8601 time (UTC where it names no zone) or of ms written as digits."""
-    if text.isdigit():
-        return int(text)
     try:
-        told = datetime.fromisoformat(text)
+        if text.isdigit():
+            ms = int(text)
+        else:
+            told = datetime.fromisoformat(text)
+            ms = round((told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp() * 1000)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write 2018-08-14T12:00:00 or ms since 1970") from error
-    return round((told if told.tzinfo else told.replace(tzinfo=UTC)).timestamp() * 1000)
+    if not 0 <= ms <= LAST_MS:
+        raise argparse.ArgumentTypeError(f"{text!r} is before 1970 or after 2099")
+    return ms
 
 
 def iso(ms: int | None) -> str:
     """The time in ISO 8601, UTC; nothing for None."""
+    if ms is not None and not 0 <= ms <= LAST_MS:
+        return f"{ms} ms"  # a broker takes any time
     return "" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -7,9 +7,11 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import faust
+from aiokafka.errors import IllegalStateError
 
 from feature_repo.appends import SetWriter
 from feature_repo.fraud import SERVICE, VIEWS
@@ -18,7 +20,7 @@ from schemas.settings import Settings, read_settings
 from schemas.topics import SOURCES
 from streams import chunks
 from streams.applier import Applier
-from streams.publisher import Publisher
+from streams.publisher import Publisher, next_offset
 
 __all__ = ["build"]
 
@@ -35,7 +37,8 @@ class Lane:
         assert settings.redis is not None
         views = [view for view in VIEWS if view.source == source]
         writer = SetWriter(settings.redis.get_secret_value(), views, SERVICE, settings.partitions)
-        self.applier = Applier(source, SOURCES[source], views, writer, Publisher(settings.kafka, stopping.is_set), stopping)
+        self.applier = Applier(source, SOURCES[source], views, writer, Publisher(settings.kafka, stopping.is_set),
+                               partial(next_offset, settings.kafka, source), stopping)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"apply-{source}")
 
     async def run(self, function: Any, *arguments: Any) -> Any:
@@ -66,8 +69,8 @@ def build(settings: Settings) -> Any:
         topic = application.topic(source, value_serializer="raw", value_type=None)
         application.agent(topic, name=f"apply-{source}")(_agent(application, source, lane))
 
-    async def forget(_: Any, revoked: set[Any], **__: Any) -> None:
-        for tp in revoked:
+    async def forget(_: Any, moved: set[Any], **__: Any) -> None:
+        for tp in moved:
             if tp.topic in lanes:
                 await lanes[tp.topic].run(lanes[tp.topic].applier.forget, tp.partition)
 
@@ -81,15 +84,20 @@ def build(settings: Settings) -> Any:
         for tp in list(consumer.assignment()):
             if tp.topic not in SOURCES or not consumer.flow_active:
                 continue
-            position = await consumer.position(tp)
+            try:
+                position = await consumer.position(tp)
+            except IllegalStateError:  # it was taken away meanwhile
+                continue
             if position is not None:
                 work = lane(tp.topic)
-                await _seek(consumer, tp, await _or_die(work.run(work.applier.check, tp.partition, position, consumer.epoch(tp))))
+                await _seek(consumer, tp, await _or_die(
+                    work.run(work.applier.check, tp.partition, position, consumer.committed(tp))))
 
     async def stop(_: Any, **__: Any) -> None:
         stopping.set()
 
     application.on_partitions_revoked.connect(forget)
+    application.on_partitions_assigned.connect(forget)
     application.on_partitions_assigned.connect(say_ready)
     application.on_before_shutdown.connect(stop)
     application.timer(CHECK_EVERY_S)(check_idle_partitions)
@@ -101,14 +109,18 @@ def _agent(application: Any, source: str, lane: Any) -> Any:
     async def apply(stream: Any) -> None:
         async for event in stream.events():
             consumer, chunk, tp, work = application.consumer, event.value, event.message.tp, lane(source)
-            if chunk.epoch == consumer.epoch(tp):  # else it was fetched before a seek, and its records come again
-                await _seek(consumer, tp, await _or_die(work.run(work.applier.apply, tp.partition, chunk.records, chunk.epoch)))
+            if chunk.epoch != consumer.epoch(tp):  # it was fetched before a seek, and its records come again
+                continue
+            resume = await _or_die(work.run(work.applier.apply, tp.partition, chunk.records, consumer.committed(tp)))
+            if resume is None:
+                consumer.done(tp, event.message.offset + 1)
+            await _seek(consumer, tp, resume)
 
     return apply
 
 
 async def _seek(consumer: Any, tp: Any, offset: int | None) -> None:
-    if offset is not None:
+    if offset is not None and tp in consumer.assignment():
         log.warning("seeking back topic=%s partition=%d offset=%d", tp.topic, tp.partition, offset)
         await consumer.seek(tp, offset)
 

@@ -2,11 +2,15 @@
 
 A stock Faust agent costs 70-80 us an event, nearly all of it bookkeeping per message. For the topics in ``chunk_topics`` the message's
 value is a ``Chunk``: all records that one fetch brought for one partition (at most ``CHUNK_MAX``), and its offset is that of the
-last of them; Faust's own gap logic then commits right. Groups, rebalances, acknowledgements, commits and the command line stay
-stock.
+last of them. What is committed is what the agent says is ``done``: Faust acknowledges a chunk that was passed over all the same,
+and its gap logic takes re-read offsets for done. Groups, rebalances and the command line stay stock.
 
-This touches private names of faust-streaming 0.15 (``_wait_next_records``, ``_buffered_partitions``): the lock pins 0.15.3 and
-tests/test_streams.py kills workers to show that nothing is lost. faust-streaming issue 596 is why ``perform_seek`` stops the flow.
+After ``seek`` a chunk from before may still come with the new epoch, or a fetch under way in aiokafka's thread may undo the seek:
+epochs spare work, they promise nothing. ``streams.applier`` looks at offsets and asks again.
+
+This touches private names of faust-streaming 0.15 (``_wait_next_records``, ``_buffered_partitions``, ``_read_offset``, ``_acked``,
+``_new_offset``, ``_committed_offset``): the lock pins 0.15.3 and tests/test_faults.py kills workers to show that nothing is lost.
+faust-streaming issue 596 is why ``perform_seek`` stops the flow.
 """
 
 from __future__ import annotations
@@ -43,14 +47,31 @@ class ChunkConsumer(Consumer):
         super().__init__(*args, **kwargs)
         self._recoveries = 0
         self._seeks: Counter[TP] = Counter()
+        self._done: dict[TP, int] = {}
 
     def epoch(self, tp: TP) -> int:
         """How often reading of ``tp`` was moved; a chunk of an earlier epoch must not be delivered."""
         return self._recoveries + self._seeks[tp]
 
+    def committed(self, tp: TP) -> int:
+        """Everything of ``tp`` before this offset is done, by this worker or by one before it."""
+        return self._committed_offset[tp] or 0
+
+    def done(self, tp: TP, offset: int) -> None:
+        """Everything of ``tp`` before ``offset`` is done and may be committed."""
+        self._done[tp] = max(offset, self._done.get(tp, 0))
+
+    def _new_offset(self, tp: TP) -> Any:
+        if tp.topic not in self.chunk_topics:
+            return super()._new_offset(tp)
+        self._acked[tp].clear()
+        self._acked_index[tp].clear()
+        return self._done.get(tp)
+
     async def perform_seek(self) -> None:
         # Faust resumes partitions before it clears its queues; what is read in between would be dropped and later committed past.
         self.stop_flow()
+        self._done.clear()
         try:
             await super().perform_seek()
         finally:
@@ -86,6 +107,7 @@ class ChunkConsumer(Consumer):
             for start in range(0, len(batch), CHUNK_MAX):
                 chunk = batch[start : start + CHUNK_MAX]
                 last = chunk[-1]
+                self._read_offset[tp] = None  # Faust would drop what a seek makes it read again, and keep a list of gaps
                 yield tp, message_type(
                     tp.topic, tp.partition, last.offset, (last.timestamp or 0) / 1000.0, last.timestamp_type, None, None,
                     Chunk(chunk, epochs[tp]), None, 0, 0, tp, generation_id=generation,

@@ -11,9 +11,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from schemas.envelope import SOURCE_OFFSET, header
 from schemas.errors import LogError
+from schemas.topics import DERIVED_MAX_BYTES
 from streams.sort import Outgoing
 
-__all__ = ["Publisher", "last_source_offset"]
+__all__ = ["Publisher", "last_source_offset", "next_offset"]
 
 NOTHING = -1
 ASK_S = 5.0
@@ -25,8 +26,7 @@ def last_source_offset(bootstrap: str, topic: str, partition: int, timeout_s: fl
     What derives a topic writes partition p from source partition p, in order, so this is how far it got. Raises LogError when
     the broker does not answer within ``timeout_s``; a leader that is being elected is waited for.
     """
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "headrace-peek", "enable.auto.commit": False,
-                         "queued.max.messages.kbytes": 1024})
+    consumer = _peeker(bootstrap)
     give_up, pause = time.monotonic() + timeout_s, threading.Event()
     try:
         while True:
@@ -54,6 +54,32 @@ def _last_source_offset(consumer: Consumer, topic: str, partition: int) -> int:
     return int(found)
 
 
+def next_offset(bootstrap: str, topic: str, partition: int, offset: int) -> int:
+    """The offset of the first record of ``topic`` partition at or after ``offset``; the partition's end where there is none.
+
+    Raises LogError when the broker does not answer.
+    """
+    consumer = _peeker(bootstrap)
+    try:
+        consumer.assign([TopicPartition(topic, partition, offset)])
+        message = consumer.poll(ASK_S)
+        error = message.error() if message is not None else KafkaError(KafkaError._TIMED_OUT)
+        if message is None or (error is not None and error.code() != KafkaError._PARTITION_EOF):
+            raise KafkaException(error)
+        return cast(int, message.offset())
+    except KafkaException as error:
+        raise LogError(f"cannot read {topic}[{partition}] from offset {offset}: {error}", hint="is Kafka up?") from error
+    finally:
+        consumer.close()
+
+
+def _peeker(bootstrap: str) -> Consumer:
+    """Sees what a worker's consumer sees: records of open transactions too, and the oldest there is where retention has been."""
+    return Consumer({"bootstrap.servers": bootstrap, "group.id": "headrace-peek", "enable.auto.commit": False,
+                     "enable.partition.eof": True, "auto.offset.reset": "earliest", "isolation.level": "read_uncommitted",
+                     "queued.max.messages.kbytes": 1024})
+
+
 class Publisher:
     """One producer. ``stopping`` is asked while waiting: a worker that is told to stop does not wait for a dead broker."""
 
@@ -63,7 +89,7 @@ class Publisher:
         self._producer = Producer({
             "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 1, "compression.type": "lz4",
             "message.timeout.ms": 0,  # for ever: the source offset is not committed before this is acknowledged
-            "message.max.bytes": 8 << 20, "queue.buffering.max.messages": 200_000, "on_delivery": self._refused,
+            "message.max.bytes": DERIVED_MAX_BYTES, "queue.buffering.max.messages": 200_000, "on_delivery": self._refused,
             "delivery.report.only.error": True,  # flush waits for all of them; a callback for each costs a third of produce
         })
         self._published: dict[tuple[str, int], int] = {}
@@ -80,7 +106,15 @@ class Publisher:
         produce = self._producer.produce
         for record in records:
             if record.offset > mark:
-                produce(topic, record.value, record.key, partition, timestamp=record.arrival_ms, headers=cast(Any, record.headers))
+                headers = cast(Any, record.headers)
+                while True:
+                    try:
+                        produce(topic, record.value, record.key, partition, timestamp=record.arrival_ms, headers=headers)
+                        break
+                    except BufferError:  # large records: there is room for a gigabyte
+                        self._producer.poll(0.1)
+                        if self._stopping():
+                            raise
         self._published[place] = max(mark, records[-1].offset)
 
     def wait(self) -> None:

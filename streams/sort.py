@@ -11,10 +11,14 @@ import msgspec
 from feature_repo.views import FeatureView
 from schemas.admission import admit
 from schemas.contracts import HINTS, Contract
-from schemas.envelope import LATE, SOURCE_OFFSET, Headers, check_cloud_event, clock, dead_letter_headers
+from schemas.envelope import LATE, SOURCE_OFFSET, VALUE_BYTES, Headers, check_cloud_event, clock, dead_letter_headers
 from schemas.errors import ContractError
+from schemas.topics import BROKER_MAX_BYTES
 
 __all__ = ["Outgoing", "Sorted", "sort_chunk"]
+
+OURS = frozenset({SOURCE_OFFSET, LATE})
+"""Headers by which the valid topic's readers know a record's origin: no producer may bring its own."""
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -50,7 +54,8 @@ def sort_chunk(contract: Contract, views: Sequence[FeatureView], records: Sequen
         headers, arrival = record.headers, record.timestamp
         try:
             if headers:
-                if clock(headers):
+                headers = [pair for pair in headers if pair[0] not in OURS]
+                if not record.value and clock(headers):
                     valid.append(Outgoing(record.offset, None, b"", arrival, [*headers, source_header(record.offset)]))
                     continue
                 check_cloud_event(headers, contract)
@@ -61,8 +66,7 @@ def sort_chunk(contract: Contract, views: Sequence[FeatureView], records: Sequen
             elif _admit_by_view(event, arrival, views, result.admitted):
                 outgoing.append((LATE, b"1"))
         except ContractError as error:
-            why = dead_letter_headers(error, record.topic, record.partition, record.offset, arrival)
-            result.dead.append(Outgoing(record.offset, record.key, record.value, arrival, [*headers, *why]))
+            result.dead.append(_dead_letter(record, headers, error))
             continue
         valid.append(Outgoing(record.offset, record.key, record.value, arrival, outgoing))
     for admitted in result.admitted:
@@ -79,6 +83,16 @@ def _admit_by_view(event: Any, arrival_ms: int, views: Sequence[FeatureView], ad
         if verdict == "admitted":
             into.append((event, arrival_ms))
     return "late" in verdicts
+
+
+def _dead_letter(record: Any, headers: Sequence[tuple[str, bytes]], error: ContractError) -> Outgoing:
+    """The original bytes, with why and from where. A value that was sent compressed and is larger than the broker takes is left out."""
+    why = dead_letter_headers(error, record.topic, record.partition, record.offset, record.timestamp)
+    value = record.value
+    if value is not None and len(value) > BROKER_MAX_BYTES:
+        why.append((VALUE_BYTES, b"%d" % len(value)))
+        value = None
+    return Outgoing(record.offset, record.key, value, record.timestamp, [*headers, *why, source_header(record.offset)])
 
 
 def source_header(offset: int) -> tuple[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -67,12 +68,12 @@ def replay_all(arguments: argparse.Namespace) -> None:
 
     settings = read_settings()
     at = endpoints(settings)
-    arrival_ms = None
+    now_ms: int | None = time.time_ns() // 1_000_000
     if settings.time == "replay":
         reader = SetReader(at.redis, 5000, settings.partitions)
-        arrival_ms = reader.newest_scored_ms(SERVICE.name)
+        now_ms = reader.newest_scored_ms(SERVICE.name)
         reader.close()
-    outcome = replay_letters(at.kafka, at.redis, read_letters(at.kafka, arguments.reason), arrival_ms, arguments.dry_run)
+    outcome = replay_letters(at.kafka, at.redis, read_letters(at.kafka, arguments.reason), now_ms, arguments.dry_run)
     lines = [f"{identity}  still refused: {fact}" for identity, fact in outcome.refused.items()]
     verb = "would be sent" if arguments.dry_run else "sent"
     lines.append(f"{len(outcome.sent)} {verb}, {len(outcome.before)} sent before, {len(outcome.refused)} still refused")

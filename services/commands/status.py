@@ -21,12 +21,12 @@ def register(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from schemas.settings import read_settings
     from services.runtime.endpoints import endpoints
-    from services.runtime.home import read_state
+    from services.runtime.home import running
     from services.status import read_status
 
     settings = read_settings()
     status = read_status(settings, endpoints(settings), arguments.interval)
-    state = read_state(settings.home.resolve())
+    state = running(settings.home.resolve())
     processes = [asdict(process) for process in state.processes] if state is not None else []
     lines = [f"{p['name']:<10} {p['state']:<9} pid {p['pid']}, restarts {p['restarts']}" for p in processes]
     lines += [f"{g.group:<28} {g.source:<13} lag {g.lag_events:>8} events {g.lag_s:>9.1f} s  {g.events_per_s:>9.1f}/s"

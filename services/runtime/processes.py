@@ -16,7 +16,7 @@ from services.runtime.supervisor import Process
 __all__ = ["COMMANDS", "ROLES", "own_processes"]
 
 COMMANDS = {
-    "worker": (sys.executable, "-m", "faust", "-A", "streams.app", "worker", "-l", "info", "--without-web"),
+    "worker": (sys.executable, "-m", "faust", "--loop=uvloop", "-A", "streams.app", "worker", "-l", "info", "--without-web"),
     "scorer": (sys.executable, "-m", "services.scorer"),
 }
 ROLES = tuple(COMMANDS)

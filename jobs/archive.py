@@ -1,0 +1,139 @@
+"""Archive: from Kafka to the one Delta table ``bronze``, every record once, with its place, arrival time, bytes and headers.
+
+Two streams, one after the other: derived topics first, then the sources they came from. So when a prediction is in the table, every
+record that its scorer can have seen is too, and parity never waits or guesses.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.events import bronze, bronze_path, bronze_version, clock_record, complete_path, contents, newest_version
+from jobs.spark import use_session, write_text
+from schemas.errors import JobError
+from schemas.settings import Settings
+from schemas.topics import PREDICTIONS, SOURCES, dead_letter_topic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyspark.sql import DataFrame, SparkSession
+
+    from feature_repo.views import FeatureView
+
+__all__ = ["Archived", "archive", "archive_forever", "conflicts"]
+
+STREAMS = {"derived": (PREDICTIONS, *map(dead_letter_topic, SOURCES)), "sources": tuple(SOURCES)}
+"""In this order; see above."""
+EXAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Archived:
+    """What one run added. ``end_offsets`` is topic -> partition -> the next offset to read."""
+
+    rows: int
+    version: int
+    end_offsets: dict[str, dict[str, int]]
+
+
+def archive(settings: Settings, kafka: str, spark: SparkSession | None = None) -> Archived:
+    """Append all records that Kafka has now and the table has not. Clock records are no events and stay out.
+
+    Each record is in the table exactly once however often this is killed and run again: offsets and commits are in the
+    checkpoints under ``<tables>/_checkpoints/bronze``, which belong to the table. Raises JobError, also where records that were
+    never archived are gone from Kafka.
+    """
+    with use_session(spark, settings, "archive") as own:
+        before = newest_version(own, settings)
+        ends: dict[str, dict[str, int]] = {}
+        for name, topics in STREAMS.items():
+            ends |= _run(own, settings, kafka, name, topics)
+        version = newest_version(own, settings)
+        write_text(own, complete_path(settings), str(version))
+        return Archived(_rows_since(own, settings, before), version, ends)
+
+
+def archive_forever(settings: Settings, kafka: str, every_s: float, stopping: threading.Event, tell: Callable[[Archived], None]) -> None:
+    """``archive`` every ``every_s`` seconds in one session, until ``stopping``."""
+    with use_session(None, settings, "archive") as spark:
+        while not stopping.is_set():
+            tell(archive(settings, kafka, spark))
+            stopping.wait(every_s)
+
+
+def conflicts(settings: Settings, views: Sequence[FeatureView], spark: SparkSession | None = None) -> list[dict[str, Any]]:
+    """Events that were sent with other content under the same id, time and revision: a producer's fault.
+
+    Up to 100 of each source, the first ones: topic, event_id, event_time, revision, contents (how many) and where the records lie.
+    A correction with a higher revision is none. Nothing was lost or counted twice: one content holds, chosen without regard to
+    arrival.
+    """
+    from pyspark.sql import functions as F
+
+    found: list[dict[str, Any]] = []
+    with use_session(spark, settings, "conflicts") as own:
+        table = bronze(own, settings, bronze_version(own, settings))
+        for source in SOURCES:
+            place = F.concat_ws("/", "partition", "offset")
+            rows = (contents(table, source, views)
+                    .groupBy("event_id", "event_time", "revision")
+                    .agg(F.count_distinct("content").alias("contents"), F.sort_array(F.collect_list(place)).alias("records"))
+                    .where("contents > 1").orderBy("event_time", "event_id").limit(EXAMPLES))
+            found += [{"topic": source, **row.asDict()} for row in rows.collect()]
+    return found
+
+
+def _run(spark: SparkSession, settings: Settings, kafka: str, name: str, topics: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Run one stream to the end that Kafka has now; the offsets it ended at."""
+    from pyspark.errors import StreamingQueryException
+
+    checkpoint = f"{settings.tables}/_checkpoints/bronze/{name}"
+    # Stock statistics would sort out min and max of keys and values: only these are ever asked for.
+    spark.conf.set("spark.databricks.delta.properties.defaults.dataSkippingStatsColumns", "partition,offset,arrival_ms")
+    # By topic, as every reader wants one; within it files hold a range of arrival times, which their statistics tell. Not by
+    # day as well: replays bring months at once, and a folder per day and topic would be a storm of small files.
+    query = (_rows(spark, kafka, topics).writeStream.format("delta").partitionBy("topic").trigger(availableNow=True)
+             .option("checkpointLocation", checkpoint).queryName(f"archive-{name}").start(bronze_path(settings)))
+    try:
+        query.awaitTermination()
+    except StreamingQueryException as error:
+        raise _explained(error, checkpoint) from error
+    finally:
+        query.stop()
+    ends: dict[str, dict[str, int]] = {}
+    for progress in query.recentProgress:
+        for source in progress["sources"]:
+            ends |= json.loads(source["endOffset"] or "{}")
+    return ends
+
+
+def _rows(spark: SparkSession, kafka: str, topics: Sequence[str]) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    pattern = "^(" + "|".join(topic.replace(".", "[.]") for topic in topics) + ")$"  # Spark asks for a part that fits
+    records = (spark.readStream.format("kafka").option("kafka.bootstrap.servers", kafka)
+               .option("subscribePattern", pattern)  # topics that are created later are found, and read from their beginning
+               .option("startingOffsets", "earliest").option("failOnDataLoss", "true").option("includeHeaders", "true").load())
+    return records.where(~clock_record()).select(
+        "topic", "partition", "offset", F.unix_millis("timestamp").alias("arrival_ms"), "key", "value", "headers",
+    ).coalesce(spark.sparkContext.defaultParallelism)  # one file per core and topic, not one per partition
+
+
+def _explained(error: Any, checkpoint: str) -> JobError:
+    text = str(error)
+    if "DATA_LOSS" in text or "failOnDataLoss" in text or "data may have been lost" in text.lower():
+        return JobError("records that were never archived are gone from Kafka (retention, or a topic made anew)",
+                        hint=f"archive more often than retention; to go on without them remove {checkpoint} and the table together")
+    first = next((line for line in text.splitlines() if line.strip()), "no reason given")
+    return JobError(f"the archive stream failed: {first}", hint="is Kafka up? `headrace status`; the rest is in logs/spark.log")
+
+
+def _rows_since(spark: SparkSession, settings: Settings, version: int) -> int:
+    from delta.tables import DeltaTable
+
+    history = DeltaTable.forPath(spark, bronze_path(settings)).history().where(f"version > {version}").select("operationMetrics")
+    return sum(int(row[0].get("numOutputRows", 0)) for row in history.collect())

@@ -1,0 +1,212 @@
+"""Parity: every archived prediction recomputed from the archive and classified; ``unexplained`` is a bug, and gates releases."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from feature_repo.kernel import USED, XOR
+from feature_repo.vector import request_features
+from feature_repo.views import FeatureService
+from jobs.classify import Read, Verdict, classify, same_values, stamped_later
+from jobs.events import bronze, bronze_version, events
+from jobs.features import Reads, from_bytes, sweep_entities
+from jobs.positions import offset_of, partition_of
+from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N, logged
+from jobs.spark import use_session, write_text
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame, SparkSession
+
+__all__ = ["EXAMPLES", "Parity", "parity", "parity_path"]
+
+EXAMPLES = 20
+VERDICTS = ("exact", "in_flight", "unexplained", "degraded", "other_definition")
+SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, verdict string, "
+          "view string, why string, served array<double>, recomputed array<double>")
+WHY = {
+    Verdict.DROPPED: "a record at or below the stamp is missing from what was served",
+    Verdict.NO_SUCH_SET: "no set that the stamp allows gives the served count and fingerprint",
+    Verdict.OTHER_VALUES: "the set is right by count and fingerprint, the values are not",
+    Verdict.TOO_MANY_SETS: "more sets are possible than can be tried",
+    Verdict.NOT_ARCHIVED: "the scored record is not in the archive",
+    Verdict.NO_STAMP: "the prediction has no stamp of this view and is not degraded",
+    Verdict.REFUSED_WITH_VALUES: "the stamp says refused, yet there are values",
+}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Counts by verdict. ``predictions`` are distinct ids; ``duplicates`` are further records of an id."""
+
+    predictions: int
+    exact: int
+    in_flight: int
+    unexplained: int
+    degraded: int
+    other_definition: int
+    duplicates: int
+    bronze_version: int
+    seconds: float
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def parity_path(settings: Settings) -> str:
+    return f"{settings.tables}/parity"
+
+
+def parity(settings: Settings, service: FeatureService, spark: SparkSession | None = None) -> Parity:
+    """Classify every archived prediction made with ``service`` as it is defined now.
+
+    The verdict of each is a row of the Delta table ``<tables>/parity``; the counts are in its ``_report.json`` too.
+    """
+    with use_session(spark, settings, "parity") as own:
+        began = time.monotonic()
+        version = bronze_version(own, settings)
+        duplicates, verdicts = classified(bronze(own, settings, version), service)
+        path = parity_path(settings)
+        verdicts.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(path)
+        table = own.read.format("delta").load(path)
+        counts = {verdict: count for verdict, count in table.groupBy("verdict").count().collect()}
+        worst = table.where("verdict = 'unexplained'").orderBy("event_time", "prediction_id").limit(EXAMPLES).collect()
+        result = Parity(predictions=sum(counts.values()), **{verdict: counts.get(verdict, 0) for verdict in VERDICTS},
+                        duplicates=duplicates.get["copies"] or 0, bronze_version=version,
+                        seconds=round(time.monotonic() - began, 2), examples=[_example(row.asDict(), service) for row in worst])
+        write_text(own, f"{path}/_report.json", json.dumps(asdict(result), indent=1))
+        return result
+
+
+def classified(archive: DataFrame, service: FeatureService) -> tuple[Any, DataFrame]:
+    """One row per distinct prediction (SCHEMA), and the observed number of ``copies`` once they were computed."""
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F
+
+    duplicates = Observation()
+    predictions = logged(archive, service).observe(duplicates, F.count_if(F.col("nth") > 1).alias("copies")).where("nth = 1")
+    queries = predictions.drop("nth", "logged_ms", "logged_position").withColumns({"query": F.lit(True), "admitted": F.lit(0)})
+    numbers = [name for name in service.event_columns if name != "event_time"]
+    of_source = events(archive, service.source, service.views, numbers).withColumn("query", F.lit(False))
+    others = {source: events(archive, source, service.views) for source in {view.source for view in service.views} - {service.source}}
+    rows = of_source.unionByName(queries, allowMissingColumns=True)
+    return duplicates, sweep_entities(rows, others, service, Judge(service), Conclude(service), SCHEMA)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """From the reads of a view to (verdict, recomputed values) of each."""
+
+    service: FeatureService
+
+    def __call__(self, reads: Reads) -> Any:
+        view, queries = reads.view, reads.queries
+        served = vectors(queries, self.service)[:, self.service.view_slice(view)]
+        stamps = from_bytes(queries["stamps"], np.int64).reshape(-1, len(self.service.views), STAMP_WORDS)
+        stamps = stamps[:, self.service.views.index(view)]
+        applied = offsets(queries[f"applied_{view.name}"])
+        values, folded = reads.sweep()
+        position = reads.arrivals[:, 1]
+        later = stamped_later(reads.records, reads.arrivals, partition_of(position), offset_of(position), reads.starts, reads.ends,
+                              reads.t, view.delay_ms, view.longest_window_ms, reads.horizons, applied)
+        exact = ((values == served) | (np.isnan(values) & np.isnan(served))).all(axis=1) & ~later & reads.found
+        exact &= (folded[:, USED] == stamps[:, N]) & (folded[:, XOR] == stamps[:, FINGERPRINT])
+        exact &= (stamps[:, ABSENT] == 0) & (stamps[:, REFUSED] == 0)
+        answers = np.column_stack((np.zeros(len(values)), values))
+        degraded = queries["degraded"].to_numpy()
+        for i in np.flatnonzero(~exact):
+            answers[i, 0] = self._one(reads, i, served[i], stamps[i], applied[i], bool(degraded[i]))
+        return answers
+
+    def _one(self, reads: Reads, i: Any, served: Any, stamp: Any, applied: Any, degraded: bool) -> Verdict:
+        if not reads.found[i]:
+            return Verdict.NOT_ARCHIVED
+        if stamp[ABSENT]:
+            return Verdict.DEGRADED if degraded else Verdict.NO_STAMP
+        if stamp[REFUSED]:
+            return Verdict.REFUSED if np.isnan(served).all() else Verdict.REFUSED_WITH_VALUES
+        rows = slice(reads.starts[i], reads.ends[i])
+        return classify(Read(reads.view, reads.records[rows], reads.arrivals[rows], int(reads.t[i]), reads.current[i],
+                             int(reads.modes[i]), reads.horizons[i], applied, served, int(stamp[N]), int(stamp[FINGERPRINT])))
+
+
+@dataclass(frozen=True)
+class Conclude:
+    """From the verdicts on a prediction's views to that on the prediction."""
+
+    service: FeatureService
+
+    def __call__(self, queries: pa.Table, own: pa.Table, answers: dict[str, Any]) -> pa.RecordBatch:
+        import pyarrow as pa
+
+        views = self.service.views
+        codes = np.column_stack([answers[view.name][:, 0] for view in views]).astype(np.int64)
+        served = vectors(queries, self.service)
+        recomputed = np.column_stack([*(answers[view.name][:, 1:] for view in views),
+                                      np.full((len(served), len(self.service.request)), np.nan)])
+        there = own["event_id"].is_valid().to_numpy()
+        columns = {name: own[name].fill_null(0).to_numpy() for name in self.service.event_columns}
+        request_features(self.service, recomputed, columns)
+        of_served = served.copy()
+        request_features(self.service, of_served, columns)
+        is_own = [a == b for a, b in zip(own["event_id"].to_pylist(), queries["event_id"].to_pylist(), strict=True)]
+        conclusions: list[tuple[str, str | None, str | None]] = []
+        for i, fault in enumerate(queries["fault"].to_pylist()):
+            worst = int(np.argmax(codes[i]))
+            verdict = Verdict(codes[i, worst])
+            if fault is not None:
+                conclusions.append(("other_definition" if fault == OTHER_DEFINITION else "unexplained", None, fault))
+            elif verdict.unexplained:
+                conclusions.append(("unexplained", views[worst].name, WHY[verdict]))
+            elif not is_own[i]:
+                conclusions.append(("unexplained", None, "the record at the source position is another event"))
+            elif there[i] and not same_values(of_served[i], served[i]):
+                conclusions.append(("unexplained", None, "request-time features do not follow from the served window features"))
+            elif verdict in (Verdict.DEGRADED, Verdict.REFUSED):
+                conclusions.append(("degraded", views[worst].name, None))
+            else:
+                conclusions.append(("exact" if verdict is Verdict.EXACT else "in_flight", None, None))
+        names, of_views, why = zip(*conclusions, strict=True)
+        told = [name == "unexplained" for name in names]
+        return pa.RecordBatch.from_pydict({
+            **{name: queries[name].combine_chunks() for name in ("prediction_id", "event_id", "event_time", "model", "model_version")},
+            "verdict": pa.array(names, pa.string()), "view": pa.array(of_views, pa.string()), "why": pa.array(why, pa.string()),
+            "served": pa.array([row if tell else None for row, tell in zip(served, told, strict=True)], pa.list_(pa.float64())),
+            "recomputed": pa.array([row if tell else None for row, tell in zip(recomputed, told, strict=True)], pa.list_(pa.float64())),
+        })
+
+
+def vectors(queries: pa.Table, service: FeatureService) -> Any:
+    """float64[n, F] as served; of a prediction that is no vector of ``service``, nulls."""
+    import pyarrow.compute as pc
+
+    width = len(service.feature_names)
+    fits = pc.equal(pc.binary_length(queries["features"]), 8 * width).to_numpy()
+    if fits.all():
+        return from_bytes(queries["features"]).reshape(-1, width)
+    matrix = np.full((len(fits), width), np.nan)
+    matrix[fits] = from_bytes(queries["features"].filter(fits), width=width)
+    return matrix
+
+
+def offsets(column: pa.ChunkedArray) -> Any:
+    """int64[n, P] of a binary column; -1 where a row has fewer."""
+    rows = [np.frombuffer(value, np.int64) for value in column.to_numpy(zero_copy_only=False)]
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    matrix = np.full((len(rows), max(int(lengths.max(initial=0)), 1)), -1)
+    matrix[np.arange(matrix.shape[1]) < lengths[:, None]] = np.concatenate([*rows, np.empty(0, np.int64)])
+    return matrix
+
+
+def _example(row: dict[str, Any], service: FeatureService) -> dict[str, Any]:
+    """A row of the table with the features that differ, by name."""
+    def number(x: float) -> float | None:
+        return None if x != x else x
+
+    pairs = zip(service.feature_names, row.pop("served"), row.pop("recomputed"), strict=True)
+    return {**row, "differs": {name: {"served": number(a), "recomputed": number(b)} for name, a, b in pairs
+                               if not (a == b or (a != a and b != b))}}
