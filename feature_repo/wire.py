@@ -47,6 +47,7 @@ class Wire:
             url, socket_timeout=timeout_ms / 1000, socket_connect_timeout=timeout_ms / 1000, retry=None, max_connections=2**31)
         self._scripts = scripts
         self._connection: Any = None
+        self._owed = False
         self.timeout_ms = timeout_ms
 
     def exchange(self, commands: Sequence[bytes]) -> list[Any]:
@@ -59,10 +60,15 @@ class Wire:
         return self.receive(len(commands))
 
     def send(self, commands: Sequence[bytes]) -> None:
-        """The first half of ``exchange``: Redis works while the caller does something else. Its replies are received before
-        anything more is sent.
+        """The first half of ``exchange``: Redis works while the caller does something else.
+
+        Replies that nobody has received when more is sent are dropped, with their connection: they must never be taken for
+        those of another question.
         """
+        if self._owed:
+            self.close()
         with self._faults_named(len(commands)):
+            self._owed = True
             connection = self._connection or self._connect()
             connection.send_packed_command([b"".join(commands)])
 
@@ -72,13 +78,15 @@ class Wire:
             if self._connection is None:
                 raise redis.ConnectionError("the connection was closed before it answered")
             read = self._connection.read_response
-            return [read(disable_decoding=True) for _ in range(number)]
+            replies = [read(disable_decoding=True) for _ in range(number)]
+        self._owed = False
+        return replies
 
     def call(self, *arguments: Any) -> Any:
         return self.exchange([pack(arguments)])[0]
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._owed = self._connection, None, False
         if connection is not None:
             connection.disconnect()
             self._pool.release(connection)

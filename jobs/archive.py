@@ -124,12 +124,13 @@ def _rows(spark: SparkSession, kafka: str, topics: Sequence[str]) -> DataFrame:
 
 
 def _explained(error: Any, checkpoint: str) -> JobError:
-    text = str(error)
-    if "DATA_LOSS" in text or "failOnDataLoss" in text or "data may have been lost" in text.lower():
+    trace = str(error._stackTrace or error)  # the reason is in a cause that the message leaves out
+    if "may have been lost" in trace:
         return JobError("records that were never archived are gone from Kafka (retention, or a topic made anew)",
-                        hint=f"archive more often than retention; to go on without them remove {checkpoint} and the table together")
-    first = next((line for line in text.splitlines() if line.strip()), "no reason given")
-    return JobError(f"the archive stream failed: {first}", hint="is Kafka up? `headrace status`; the rest is in logs/spark.log")
+                        hint=f"archive more often than retention; to go on without them, remove {checkpoint} and the bronze table")
+    causes = [line.removeprefix("Caused by: ") for line in trace.splitlines() if line.startswith("Caused by: ")]
+    return JobError(f"the archive stream failed: {causes[-1] if causes else trace.splitlines()[0]}",
+                    hint="is Kafka up? `headrace status`; the rest is in logs/spark.log")
 
 
 def _rows_since(spark: SparkSession, settings: Settings, version: int) -> int:

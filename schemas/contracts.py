@@ -8,7 +8,7 @@ which is what the decoder accepts; later drafts take ``1.0`` for an integer.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -82,6 +82,10 @@ class Contract:
     @cached_property
     def decoder(self) -> msgspec.json.Decoder[Any]:
         return msgspec.json.Decoder(self.record)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is cached: a decoder cannot travel to Spark's workers."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def decode(self, value: bytes | None) -> Any:
         """The record in ``value``.

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -120,9 +121,10 @@ def _agent(application: Any, source: str, lane: Any) -> Any:
 
 
 async def _seek(consumer: Any, tp: Any, offset: int | None) -> None:
-    if offset is not None and tp in consumer.assignment():
+    if offset is not None:
         log.warning("seeking back topic=%s partition=%d offset=%d", tp.topic, tp.partition, offset)
-        await consumer.seek(tp, offset)
+        with suppress(IllegalStateError):  # it was taken away meanwhile
+            await consumer.seek(tp, offset)
 
 
 async def _or_die(work: Any) -> Any:

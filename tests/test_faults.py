@@ -14,8 +14,10 @@ from confluent_kafka import Producer
 
 from feature_repo.fraud import CARD_SPEND, SERVICE
 from feature_repo.layout import entity_key
+from schemas.envelope import SOURCE_OFFSET, header
 from schemas.settings import Settings
-from services.ledger import end_offsets
+from schemas.topics import valid_topic
+from services.ledger import end_offsets, read_topic
 from services.runtime.embedded import Runtime
 from tests.deadline import eventually
 from tests.world_check import Sent, publish, read_predictions, small_world, wrong_sets
@@ -126,6 +128,34 @@ def test_redis_back_from_an_older_file_makes_workers_seek_back(running) -> None:
     eventually(lambda: answers(store))
     eventually(lambda: caught_up(runtime), timeout_s=60)
     eventually(lambda: not wrong_sets(store, everything), timeout_s=60)
+
+
+@pytest.mark.slow
+def test_redis_back_from_an_older_file_under_load_while_a_worker_dies_loses_nothing(tmp_path: Path) -> None:
+    older, sent, r = tmp_path / "older-aof", small_world(24_000, seed=6, cards=300, step_ms=13_000), random.Random(6)
+    with Runtime(Settings(home=tmp_path / "home", time="replay", workers=2), ("worker", "scorer")) as runtime:
+        files = find_append_only(tmp_path / "home")
+
+        def go_back(number: int) -> None:
+            if number in (2, 6):
+                copy(files, older)
+            if number in (4, 8):
+                os.kill(runtime.pid("redis"), signal.SIGKILL)
+                runtime.hold("redis")
+                copy(older, files)
+                runtime.release("redis")
+                os.kill(eventually(lambda: runtime.pid(r.choice(["worker-1", "worker-2"]))), signal.SIGKILL)
+
+        send_while(runtime, sent, go_back)
+        store = redis.Redis.from_url(runtime.redis)
+        eventually(lambda: answers(store))
+        eventually(lambda: caught_up(runtime) and not wrong_sets(store, sent), timeout_s=120)
+        for source in ("transactions", "outcomes"):
+            published = {(message.partition(), header(message.headers(), SOURCE_OFFSET))
+                         for message in read_topic(runtime.kafka, valid_topic(source))}
+            assert len(published) == len(sent.transactions)
+        predictions = read_predictions(runtime.kafka)
+        assert (len(predictions.first), predictions.reordered) == (len(sent.transactions), 0)
 
 
 def both(a: Sent, b: Sent) -> Sent:

@@ -238,3 +238,25 @@ def test_every_record_is_archived_once_with_its_bytes_and_clocks_are_not(spark: 
     assert second.end_offsets.keys() >= {"transactions", "outcomes", "predictions"}
     third = archive(settings, kafka, spark)
     assert (third.rows, third.version) == (0, second.version)
+
+
+def test_records_that_are_gone_before_they_were_archived_stop_the_archive(spark: Any, runtime: Any, tmp_path: Path) -> None:
+    from confluent_kafka import Producer, TopicPartition
+    from confluent_kafka.admin import AdminClient
+
+    settings, kafka = Settings(home=tmp_path / "tables"), runtime.endpoints.kafka
+    producer = Producer({"bootstrap.servers": kafka})
+
+    def produce(n: int) -> None:
+        for i in range(n):
+            producer.produce("transactions", b"%d" % i, partition=0)
+        assert producer.flush(30) == 0
+
+    produce(5)
+    assert archive(settings, kafka, spark).rows == 5
+    produce(5)
+    admin, place = AdminClient({"bootstrap.servers": kafka}), TopicPartition("transactions", 0, 8)
+    for deleted in admin.delete_records([place]).values():
+        deleted.result(30)
+    with pytest.raises(JobError, match="gone from Kafka"):
+        archive(settings, kafka, spark)

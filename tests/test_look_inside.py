@@ -186,9 +186,9 @@ def test_what_cannot_be_answered_is_an_error_with_a_code_and_a_hint(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     Path("broken.json").write_text('{"event_id": "x", ')
-    event = {"event_id": "x", "event_time": 1, "card_id": "c", "terminal_id": "t", "amount_minor": -5}
-    Path("negative.json").write_text(json.dumps(event))
-    Path("short.json").write_text(json.dumps({name: value for name, value in event.items() if name != "terminal_id"}))
+    event = {"event_id": "x", "event_time": 1, "card_id": "c", "amount_minor": 5}
+    Path("negative.json").write_text(json.dumps({**event, "terminal_id": "t", "amount_minor": -5}))
+    Path("short.json").write_text(json.dumps(event))
     done = headrace(home, *words, "--json")
     assert (done.returncode, done.stdout) == (code, "")
     told = json.loads(done.stderr)
@@ -196,7 +196,8 @@ def test_what_cannot_be_answered_is_an_error_with_a_code_and_a_hint(
     assert hint in told["hint"]
 
 
-@pytest.mark.parametrize("words", [["features", "card"], ["features", "card=c3", "--at", "yesterday"], ["features", "card=c3", "--at", "9" * 30]])
+@pytest.mark.parametrize("words", [["features", "card"], ["features", "card=c3", "--at", "yesterday"],
+                                   ["features", "card=c3", "--at", "9" * 30]])
 def test_a_wrong_command_line_is_told_in_words(tmp_path: Path, words: list[str]) -> None:
     done = headrace(tmp_path, *words)
     assert done.returncode == 2

@@ -12,10 +12,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import redis
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from feature_repo.fraud import CARD_SPEND, TERMINAL_ACTIVITY
+from feature_repo.layout import entity_key
+from feature_repo.online import SetReader
 from schemas.envelope import CLOCK_HEADERS, LATE, SOURCE_OFFSET, VALUE_BYTES, header
 from schemas.records import TRANSACTION, Transaction
 from schemas.settings import Settings
@@ -111,6 +114,16 @@ def test_a_producer_cannot_say_for_us_where_a_record_came_from(value: bytes) -> 
     found = sort_chunk(TRANSACTION, VIEWS, [record(value, 5, forged)])
     (out,) = found.valid + found.dead
     assert [pair for pair in out.headers if pair[0] in (SOURCE_OFFSET, LATE)] == [(SOURCE_OFFSET, b"5")]
+
+
+def test_an_answer_that_nobody_took_is_not_taken_for_the_next_one(redis_url: str) -> None:
+    """Else a rebalance in the middle of a read would give one card the history of another."""
+    store, reader = redis.Redis.from_url(redis_url), SetReader(redis_url, 2000, 1)
+    for card in ("mine", "yours"):
+        store.set(entity_key(CARD_SPEND, card), card)
+    reader.ask([(CARD_SPEND, ["mine"])])
+    assert reader.read([(CARD_SPEND, ["yours"])]).sets == ({"yours": b"yours"},)
+    store.delete(*(entity_key(CARD_SPEND, card) for card in ("mine", "yours")))
 
 
 @pytest.fixture(scope="module")

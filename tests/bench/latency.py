@@ -1,0 +1,58 @@
+"""Event to prediction with everything running, at a paced rate in open loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from feature_repo.fraud import FRAUD, SERVICE, VIEWS
+from feature_repo.marks import Progress
+from schemas.settings import Settings
+from schemas.topics import TRANSACTIONS
+from services.events import Encoder
+from services.inputs import event_rows
+from services.latency import measure_latency, one_a_millisecond
+from services.ledger import end_offsets
+from services.paced import in_order_of_arrival
+from services.publisher import Publisher
+from services.runtime.embedded import Runtime
+from services.timeline import Timeline
+from services.world import DAY_MS, World
+from tests.bench.load import START_MS
+from tests.bench.model import promote_noise
+from tests.bench.report import Figure
+from tests.deadline import eventually
+
+__all__ = ["measure"]
+
+RATE = 1_000
+WARM_UP_S = 3.0
+DAYS_BEFORE = 3
+A_CARD_A_DAY = 1.9
+"""Transactions, somewhat under the world's mean: a day has enough rows."""
+
+
+def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> list[Figure]:
+    """Three days of a world so busy that a day fills the measurement are scored first, so that every card has a history."""
+    rows = int(RATE * (seconds + WARM_UP_S))
+    cards = max(100, int(rows / A_CARD_A_DAY))
+    world = World(seed=9, cards=cards, terminals=max(50, cards // 3), start_ms=START_MS)
+    promote_noise(settings.models)
+    with Runtime(settings, ("worker", "scorer"), tell) as runtime:
+        tell(f"scoring {DAYS_BEFORE} days of {cards:,} cards")
+        publisher, timeline = Publisher(runtime.kafka), Timeline(map(event_rows, world.days(DAYS_BEFORE)), FRAUD.label_delay_ms)
+        publisher.send(in_order_of_arrival(timeline, Encoder("/bench")))
+        publisher.flush()
+        _caught_up(runtime)
+        tell(f"{RATE:,} events/s for {seconds:g} s")
+        batches = list(one_a_millisecond(event_rows(world.day(DAYS_BEFORE)), START_MS + DAYS_BEFORE * DAY_MS, rows))
+        found = measure_latency(runtime.kafka, batches, RATE, FRAUD.label_delay_ms, WARM_UP_S)
+    detail = found.facts()
+    return [Figure("latency", f"p99 at {RATE:,} events/s", found.p99, "ms", 25, at_most=True, detail=detail),
+            Figure("latency", "p50", found.p50, "ms", detail=detail)]
+
+
+def _caught_up(runtime: Runtime) -> None:
+    progress = Progress(runtime.redis, VIEWS, SERVICE.name, TRANSACTIONS)
+    ends = {partition: high - 1 for partition, (_, high) in end_offsets(runtime.kafka, TRANSACTIONS).items() if high}
+    eventually(lambda: progress.reached(TRANSACTIONS) == ends, timeout_s=300)
+    progress.close()
