@@ -130,7 +130,7 @@ class Demo:
         events = int(LATENCY_RATE * self.plan.latency_s)
         days = -(-events // max(1, self.plan.cards))
         batches = [event_rows(world.day(self.plan.days + day)) for day in range(days)]
-        paced = []
+        paced: list[Any] = []
         for batch in batches:
             paced += list(one_a_millisecond(batch, now_ms + sum(b.num_rows for b in paced), events - sum(b.num_rows for b in paced)))
         return measure_latency(runtime.kafka, [batch for batch in paced if batch.num_rows], LATENCY_RATE, FRAUD.label_delay_ms)
