@@ -12,7 +12,6 @@ from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, USED, XOR, plan, read_sets
 from feature_repo.views import FeatureView
@@ -179,29 +178,39 @@ def _count_and_mix(read: Read, stamped: Any, queues: list[Any], shape: tuple[int
     return n, mixed, hashes[:len(read.records)]
 
 
-@njit(cache=True, nogil=True)
-def stamped_later(records: Any, arrivals: Any, partitions: Any, offsets: Any, starts: Any, ends: Any, t: Any, delay_ms: int,
-                  longest_ms: int, horizons: Any, applied: Any) -> Any:
+def stamped_later(records: Any, arrivals: Any, starts: Any, ends: Any, t: Any, delay_ms: int, longest_ms: int, horizons: Any,
+                  applied: Any) -> Any:
     """bool[n]: whether a read's window holds a record at or below its stamp that had not arrived before its horizon.
 
     Parameters are those of ``kernel.sweep``; ``applied`` is int64[n, P]. Where it is False the set of what had arrived is one
-    that the stamp allows.
+    that the stamp allows. The scored record itself, which is its own horizon, is not meant.
     """
-    later = np.zeros(len(t), np.bool_)
-    for i in range(len(t)):
-        edge = t[i] - delay_ms
-        low, high = starts[i], ends[i]
-        while low < high:
-            middle = (low + high) // 2
-            if records[middle, 0] <= edge - longest_ms:
-                low = middle + 1
-            else:
-                high = middle
-        for row in range(low, ends[i]):
-            if records[row, 0] > edge:
-                break
-            ahead = arrivals[row, 0] > horizons[i, 0] or (arrivals[row, 0] == horizons[i, 0] and arrivals[row, 1] > horizons[i, 1])
-            if ahead and partitions[row] < applied.shape[1] and offsets[row] <= applied[i, partitions[row]]:
-                later[i] = True
-                break
+    low = _first_after(records[:, 0], starts, ends, t - delay_ms - longest_ms)
+    high = _first_after(records[:, 0], starts, ends, t - delay_ms)
+    m = len(records)
+    both = np.concatenate((arrivals, horizons))
+    # A horizon sorts after the record it equals, so a record is later exactly where its rank is higher.
+    rank = np.empty(len(both), np.int64)
+    rank[np.lexsort((np.arange(len(both)) >= m, both[:, 1], both[:, 0]))] = np.arange(len(both))
+    later = np.zeros(len(t), bool)
+    some = np.flatnonzero(high > low)
+    if not len(some):
+        return later
+    bounds = np.stack((low[some], high[some]), axis=1).ravel()
+    latest = np.maximum.reduceat(np.append(rank[:m], -1), bounds)[::2]
+    partition, offset = partition_of(arrivals[:, 1]), offset_of(arrivals[:, 1])
+    for i in some[latest > rank[m + some]]:
+        rows = low[i] + np.flatnonzero(rank[low[i]:high[i]] > rank[m + i])
+        rows = rows[partition[rows] < applied.shape[1]]
+        later[i] = (offset[rows] <= applied[i, partition[rows]]).any()
     return later
+
+
+def _first_after(times: Any, starts: Any, ends: Any, bound: Any) -> Any:
+    """For each sorted range of ``times``, the first row later than its ``bound``."""
+    low, high = starts.copy(), ends.copy()
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        before = open_ & (times[np.minimum(middle, len(times) - 1)] <= bound)
+        low, high = np.where(before, middle + 1, low), np.where(open_ & ~before, middle, high)
+    return low

@@ -15,7 +15,6 @@ from feature_repo.views import FeatureService
 from jobs.classify import Read, Verdict, classify, same_values, stamped_later
 from jobs.events import bronze, bronze_version, events
 from jobs.features import Reads, from_bytes, sweep_entities
-from jobs.positions import offset_of, partition_of
 from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N, logged
 from jobs.spark import use_session, write_text
 from schemas.settings import Settings
@@ -110,9 +109,8 @@ class Judge:
         stamps = stamps[:, self.service.views.index(view)]
         applied = offsets(queries[f"applied_{view.name}"])
         values, folded = reads.sweep()
-        position = reads.arrivals[:, 1]
-        later = stamped_later(reads.records, reads.arrivals, partition_of(position), offset_of(position), reads.starts, reads.ends,
-                              reads.t, view.delay_ms, view.longest_window_ms, reads.horizons, applied)
+        later = stamped_later(reads.records, reads.arrivals, reads.starts, reads.ends, reads.t, view.delay_ms, view.longest_window_ms,
+                              reads.horizons, applied)
         exact = ((values == served) | (np.isnan(values) & np.isnan(served))).all(axis=1) & ~later & reads.found
         exact &= (folded[:, USED] == stamps[:, N]) & (folded[:, XOR] == stamps[:, FINGERPRINT])
         exact &= (stamps[:, ABSENT] == 0) & (stamps[:, REFUSED] == 0)

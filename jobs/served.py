@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ABSENT", "FINGERPRINT", "OTHER_DEFINITION", "REFUSED", "STAMP_WORDS", "N", "logged"]
 
-N, FINGERPRINT, REFUSED, ABSENT = range(4)
-"""int64 words of one view's stamp in column ``stamps``; ABSENT is 1 where a prediction has no stamp of the view."""
 STAMP_WORDS = 4
+N, FINGERPRINT, REFUSED, ABSENT = range(STAMP_WORDS)
+"""int64 words of one view's stamp in column ``stamps``; ABSENT is 1 where a prediction has no stamp of the view."""
 OTHER_DEFINITION = "other definition"
 """The fault of a prediction that was made with another version of the feature service: nothing to compare it with here."""
 
@@ -87,12 +88,12 @@ def _decoded(value: bytes | None, place: str, service: FeatureService) -> tuple[
 
 def _stamps(prediction: Prediction, service: FeatureService) -> bytes:
     by_view = {stamp.view: stamp for stamp in prediction.stamps}
-    words = np.zeros((len(service.views), STAMP_WORDS), np.int64)
-    for row, view in zip(words, service.views, strict=True):
+    words: list[int] = []
+    for view in service.views:
         stamp = by_view.get(view.name)
         if stamp is None:
-            row[ABSENT] = 1
+            words += (0, 0, 0, 1)
         else:
-            row[N], row[REFUSED] = stamp.n, stamp.refused
-            row[FINGERPRINT] = np.uint64(int(stamp.fingerprint, 16)).astype(np.int64)
-    return words.tobytes()
+            fingerprint = int(stamp.fingerprint, 16)
+            words += (stamp.n, fingerprint - (fingerprint >> 63 << 64), stamp.refused, 0)
+    return struct.pack(f"<{len(words)}q", *words)

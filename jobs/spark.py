@@ -31,7 +31,7 @@ appender.stderr.target = SYSTEM_ERR
 appender.stderr.layout.type = PatternLayout
 appender.stderr.layout.pattern = %d{yyyy-MM-dd HH:mm:ss} %p %c{1}: %m%n%ex
 """
-BATCH_ROWS = 32_768
+BATCH_ROWS = 16_384
 """Rows of one Arrow batch: large enough for numpy, small enough that a dozen of them are nothing."""
 
 

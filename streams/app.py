@@ -56,7 +56,7 @@ def build(settings: Settings) -> Any:
     application: Any = faust.App(
         GROUP, broker=servers, datadir=str(settings.home.resolve() / "faust"), web_enabled=False, topic_allow_declare=False,
         topic_disable_leader=True, stream_wait_empty=False, broker_commit_interval=1.0, broker_session_timeout=6.0,
-        broker_heartbeat_interval=1.0, consumer_auto_offset_reset="earliest", broker_max_poll_records=None,
+        broker_heartbeat_interval=1.0, consumer_auto_offset_reset="earliest",
     )
     stopping = threading.Event()
     lanes: dict[str, Lane] = {}
@@ -110,6 +110,7 @@ def _agent(application: Any, source: str, lane: Any) -> Any:
     async def apply(stream: Any) -> None:
         async for event in stream.events():
             consumer, chunk, tp, work = application.consumer, event.value, event.message.tp, lane(source)
+            consumer.taken(chunk)
             if chunk.epoch != consumer.epoch(tp):  # it was fetched before a seek, and its records come again
                 continue
             resume = await _or_die(work.run(work.applier.apply, tp.partition, chunk.records, consumer.committed(tp)))

@@ -15,12 +15,14 @@ faust-streaming issue 596 is why ``perform_seek`` stops the flow.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from faust.transport.drivers import TRANSPORTS
-from faust.transport.drivers.aiokafka import Consumer, Transport
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP, ConsumerMessage
 
 __all__ = ["CHUNK_MAX", "SCHEME", "Chunk", "ChunkConsumer", "ChunkTransport"]
@@ -28,6 +30,8 @@ __all__ = ["CHUNK_MAX", "SCHEME", "Chunk", "ChunkConsumer", "ChunkTransport"]
 CHUNK_MAX = 2000
 """Larger chunks lose more to cache misses than they save."""
 SCHEME = "chunkkafka"
+TAKEN_WITHIN_S = 1.0
+FETCH_WAIT_MS = 20
 
 
 message_type: Any = ConsumerMessage
@@ -40,6 +44,15 @@ class Chunk(NamedTuple):
     epoch: int
 
 
+class FetchThread(AIOKafkaConsumerThread):
+    """aiokafka has one fetch under way per broker; one for idle partitions alone holds up all others for as long as it may wait."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS  # Faust says 1,500
+        return consumer
+
+
 class ChunkConsumer(Consumer):
     chunk_topics: frozenset[str] = frozenset()
 
@@ -48,6 +61,11 @@ class ChunkConsumer(Consumer):
         self._recoveries = 0
         self._seeks: Counter[TP] = Counter()
         self._done: dict[TP, int] = {}
+        self._untaken: set[int] = set()
+        self._all_taken = asyncio.Event()
+
+    def _new_consumer_thread(self) -> Any:
+        return FetchThread(self, loop=self.loop, beacon=self.beacon)
 
     def epoch(self, tp: TP) -> int:
         """How often reading of ``tp`` was moved; a chunk of an earlier epoch must not be delivered."""
@@ -56,6 +74,12 @@ class ChunkConsumer(Consumer):
     def committed(self, tp: TP) -> int:
         """Everything of ``tp`` before this offset is done, by this worker or by one before it."""
         return self._committed_offset[tp] or 0
+
+    def taken(self, chunk: Chunk) -> None:
+        """An agent begins with ``chunk``."""
+        self._untaken.discard(id(chunk))
+        if not self._untaken:
+            self._all_taken.set()
 
     def done(self, tp: TP, offset: int) -> None:
         """Everything of ``tp`` before ``offset`` is done and may be committed."""
@@ -82,7 +106,17 @@ class ChunkConsumer(Consumer):
         # Faust's own would change aiokafka's state from this thread, in the middle of a fetch: now and then a KeyError there.
         await self.seek_wait({partition: offset})
 
+    async def _wait_until_taken(self) -> None:
+        """Fetch again when the last fetch is being worked on: what waits at the broker meanwhile comes as one chunk, whereas a queue
+        of small ones would cost a round trip each. A chunk that Faust passed over is never taken; so there is an end to waiting."""
+        if self._untaken:
+            self._all_taken.clear()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._all_taken.wait(), TAKEN_WITHIN_S)
+            self._untaken.clear()
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Any]]:
+        await self._wait_until_taken()
         records, active = await self._wait_next_records(timeout)
         generation, epochs = self.app.consumer_generation_id, {tp: self.epoch(tp) for tp in records or ()}
         if records is None or self.should_stop:
@@ -109,9 +143,11 @@ class ChunkConsumer(Consumer):
                 chunk = batch[start : start + CHUNK_MAX]
                 last = chunk[-1]
                 self._read_offset[tp] = None  # Faust would drop what a seek makes it read again, and keep a list of gaps
+                value = Chunk(chunk, epochs[tp])
+                self._untaken.add(id(value))
                 yield tp, message_type(
                     tp.topic, tp.partition, last.offset, (last.timestamp or 0) / 1000.0, last.timestamp_type, None, None,
-                    Chunk(chunk, epochs[tp]), None, 0, 0, tp, generation_id=generation,
+                    value, None, 0, 0, tp, generation_id=generation,
                 )
                 if stale(tp):
                     break

@@ -152,9 +152,8 @@ def test_the_fast_look_never_misses_a_stamped_record_that_came_later(view: Featu
     for seed in range(300):
         world = World(seed, view)
         order = kernel.sort_order(view, np.zeros(len(world.records)), world.records)
-        told = stamped_later(world.records[order], world.arrivals[order], world.partition[order], world.offset[order], np.array([0]),
-                             np.array([len(order)]), np.array([world.t]), view.delay_ms, view.longest_window_ms, world.horizon[None],
-                             world.applied[None])[0]
+        told = stamped_later(world.records[order], world.arrivals[order], np.array([0]), np.array([len(order)]), np.array([world.t]),
+                             view.delay_ms, view.longest_window_ms, world.horizon[None], world.applied[None])[0]
         exact, full = world.served(world.arrived()), world.served(world.arrived() | world.stamped())
         if (exact.n, exact.fingerprint) != (full.n, full.fingerprint):
             assert told

@@ -68,7 +68,7 @@ def _over(view: FeatureView, feature: Feature) -> Any:
 
     by = [view.entity, feature.column] if feature.function == "count_same" else [view.entity]
     window = Window.partitionBy(*by).orderBy("event_time").rangeBetween(-view.delay_ms - feature.window_ms + 1, -view.delay_ms)
-    column, scale = feature.column, view.scale(feature.column)
+    column, scale = feature.column or "", view.scale(feature.column)
     if feature.function in ("count", "count_same"):
         return F.count(F.lit(1)).over(window).cast("double")
     if feature.function == "mean":
