@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from feature_repo import kernel
 from feature_repo.layout import join_sets, packer
-from feature_repo.online import Reading
 from feature_repo.views import FeatureService, FeatureView
+
+if TYPE_CHECKING:
+    from feature_repo.online import Reading
 
 __all__ = ["VectorBuilder", "Vectors", "request_features"]
 

@@ -93,7 +93,6 @@ class Demo:
         plan, calendar = self.plan, Calendar.of(self.plan)
         world = World(plan.seed, plan.cards, plan.terminals, plan.start_ms)
         progress = Progress(runtime.redis, VIEWS, SERVICE.name, SERVICE.source)
-        memory.names.update({process.pid: process.name for process in runtime.state.processes if process.pid is not None})
         rows = (event_rows(batch) for batch in world.days(plan.days))
         lockstep = Lockstep(runtime.kafka, rows, progress, source=f"/headrace/simulate/{plan.seed}", label_delay_ms=FRAUD.label_delay_ms,
                             tell=lambda now: self.step(now.now_ms or 0, now.sent[TRANSACTIONS]))

@@ -18,12 +18,12 @@ class PeakMemory:
     """Samples this process and all below it until the end of the ``with`` block.
 
     ``peaks_mb`` holds the highest resident size seen of each kind of process, ``total_mb`` the highest sum of all at one moment.
-    Pages that processes share are counted in each.
+    Pages that processes share are counted in each. ``names`` is pid -> name of the children that are known; the others are named
+    by what they run.
     """
 
-    def __init__(self, names: dict[int, str] | None = None) -> None:
-        self.names = names if names is not None else {}
-        """pid -> name of the children that are known; the others are named by what they run."""
+    def __init__(self, names: dict[int, str]) -> None:
+        self._names = names
         self.peaks_mb: dict[str, float] = {}
         self.total_mb = 0.0
         self._ended = threading.Event()
@@ -54,8 +54,8 @@ class PeakMemory:
     def _name(self, process: psutil.Process) -> str:
         if process.pid == os.getpid():
             return "demo"
-        if process.pid in self.names:
-            return self.names[process.pid]
+        if process.pid in self._names:
+            return self._names[process.pid]
         command = " ".join(process.cmdline())
         if "pyspark.daemon" in command:
             return "spark-python"

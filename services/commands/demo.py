@@ -41,9 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     plan = Plan(days=arguments.days, cards=arguments.cards, seed=arguments.seed, latency_s=arguments.latency_seconds)
     console, began = Console(stderr=True), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    with PeakMemory() as memory, Runtime(settings, tell=console.print) as runtime:
+    with Runtime(settings, tell=console.print) as runtime:
         up_s = time.monotonic() - began
-        with Progress(*columns, console=console) as bar:
+        names = {process.pid: process.name for process in runtime.state.processes if process.pid is not None}
+        with PeakMemory(names) as memory, Progress(*columns, console=console) as bar:
             task = bar.add_task("starting", total=2 * plan.cards * plan.days)
             demo = Demo(plan, settings, console.print,
                         lambda now_ms, sent: bar.update(task, description=iso(now_ms)[:13], completed=sent))

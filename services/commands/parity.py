@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def register(subparsers: Subparsers) -> None:
     add_command(subparsers, "parity", run, help="recompute every archived prediction's features; exit code 1 if one is unexplained",
-                example="headrace archive && headrace parity --json")
+                example="headrace parity --json")
 
 
 def run(arguments: argparse.Namespace) -> int:
