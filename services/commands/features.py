@@ -27,11 +27,11 @@ def run(arguments: argparse.Namespace) -> None:
     from feature_repo.online import SetReader
     from schemas.settings import read_settings
     from services.lookup import entity_field, features_at
-    from services.runtime.endpoints import endpoints
+    from services.runtime.endpoints import redis_endpoint
 
     settings = read_settings()
     entities = {entity_field(SERVICE, word): name for word, name in arguments.entities}
-    reader = SetReader(endpoints(settings).redis, 5000, settings.partitions)
+    reader = SetReader(redis_endpoint(settings), 5000, settings.partitions)
     try:
         at_ms = arguments.at
         if at_ms is None and settings.time == "replay":

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     from schemas.records import TRANSACTION
     from schemas.settings import read_settings
     from services.lookup import vector_for
-    from services.runtime.endpoints import endpoints
+    from services.runtime.endpoints import redis_endpoint
 
     settings = read_settings()
     try:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ContractError("no-value", f"cannot read {arguments.event}: {error.strerror}",
                             hint="name a file with one JSON event") from error
     event = TRANSACTION.decode(value)
-    reader = SetReader(endpoints(settings).redis, 5000, settings.partitions)
+    reader = SetReader(redis_endpoint(settings), 5000, settings.partitions)
     try:
         row, _ = vector_for(VectorBuilder(FRAUD.service), reader, event)
     finally:
