@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import threading
@@ -28,6 +29,7 @@ __all__ = ["build"]
 log = logging.getLogger(__name__)
 GROUP = "headrace-features"
 CHECK_EVERY_S = 2.0
+GC_THRESHOLD = 50_000
 
 
 class Lane:
@@ -76,6 +78,8 @@ def build(settings: Settings) -> Any:
                 await lanes[tp.topic].run(lanes[tp.topic].applier.forget, tp.partition)
 
     async def say_ready(_: Any, assigned: set[Any], **__: Any) -> None:
+        gc.freeze()  # what is here now stays; a chunk makes thousands of short-lived tuples, and looking for cycles in them finds none
+        gc.set_threshold(GC_THRESHOLD)
         if settings.ready_file is not None:
             settings.ready_file.parent.mkdir(parents=True, exist_ok=True)
             settings.ready_file.write_text(str(os.getpid()))
