@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from feature_repo.layout import Packer, key_maker, packer
+from feature_repo.layout import Packer, floor_record, key_maker, packer
 from feature_repo.marks import NOTHING, applied_key, scored_ms_key
 from feature_repo.views import DAY_MS, FeatureService, FeatureView
 from feature_repo.wire import Script, Wire, pack
@@ -87,9 +87,8 @@ class ViewAppends:
         if scored_up_to_ms is None:
             return pack(("EXPIRE", key, self._ttl_s))
         floor = floor_ms(self.view, scored_up_to_ms, self._scored_lateness_ms)
-        size = 8 * self.view.record_words
-        mark = floor.to_bytes(8, "little", signed=True) + bytes(size - 8)
-        return pack(("EVALSHA", TRIM.sha, 1, key, floor, size, mark, self._ttl_s))
+        mark = floor_record(self.view, floor)
+        return pack(("EVALSHA", TRIM.sha, 1, key, floor, len(mark), mark, self._ttl_s))
 
 
 def floor_ms(view: FeatureView, scored_up_to_ms: int, scored_lateness_ms: int) -> int:
