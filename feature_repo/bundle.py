@@ -1,10 +1,11 @@
 """A model bundle: a folder that is verified before anything in it is opened, and the pointer to the one that is live.
 
-    <models>/champion.json           which bundle is live, with the hash of its manifest
-    <models>/<model>/<version>/      manifest.json  model.onnx  golden.json  model_card.md
+    <models>/<model>/champion.json   which bundle is live, with the hash of its manifest
+    <models>/<model>/<version>/      manifest.json  manifest.sig  model.onnx  golden.json  model_card.md
 
-The manifest names the sha256 of every other file. Each file is read once, and the bytes that were hashed are the bytes that are
-used. Nothing here can run code from a bundle: JSON, text, and an ONNX file that holds trees only (``feature_repo.tree_file``).
+The signature (``feature_repo.signing``) is over the bytes of the manifest, and the manifest names the sha256 of every other file, so
+all is covered. Each file is read once, and the bytes that were verified are the bytes that are used. Nothing here can run code from
+a bundle: JSON, text, and an ONNX file that holds trees only (``feature_repo.tree_file``).
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from feature_repo.key_ring import check_signature, sign_manifest
 from feature_repo.manifest import (
     CARD_FILE,
     GOLDEN_FILE,
     MANIFEST_FILE,
     MODEL_FILE,
     POINTER_FILE,
+    SIGNATURE_FILE,
     Golden,
     Manifest,
     decode,
@@ -36,7 +39,8 @@ from feature_repo.tree_file import check_tree_file
 from feature_repo.views import FeatureService
 from schemas.errors import BundleError
 
-__all__ = ["Golden", "Manifest", "Model", "Scorer", "as_input", "champion", "load_bundle", "promote", "write_bundle"]
+__all__ = ["Golden", "Manifest", "Model", "Scorer", "as_input", "bundle_folder", "champion", "load_bundle", "promote", "read_bundle",
+           "write_bundle"]
 
 GOLDEN_TOLERANCE = 1e-6
 INPUT, OUTPUT = "input", "probabilities"
@@ -109,13 +113,12 @@ class Model:
         self.score = score
 
 
-def load_bundle(folder: Path, service: FeatureService) -> Model:
-    """The model in ``folder``, once every check holds: files, hashes, contents, fit to ``service``, golden outputs.
+def load_bundle(folder: Path, service: FeatureService, keys: Path) -> Model:
+    """The model in ``folder``, once every check holds: signature, files, hashes, contents, fit to ``service``, golden outputs.
 
-    Raises BundleError with the first thing that does not hold.
+    ``keys`` is the folder of trusted keys (``Settings.key_folder``). Raises BundleError with the first thing that does not hold.
     """
-    manifest = decode(read_plain(folder, MANIFEST_FILE), Manifest, folder / MANIFEST_FILE)
-    files = _verified_files(folder, manifest)
+    manifest, files = read_bundle(folder, keys)
     _check_fit(manifest, service)
     check_tree_file(files[MODEL_FILE])
     score = Scorer(files[MODEL_FILE])
@@ -126,21 +129,41 @@ def load_bundle(folder: Path, service: FeatureService) -> Model:
     return Model(manifest, score)
 
 
-def write_bundle(folder: Path, manifest: Manifest, onnx: bytes, golden: Golden, card: str) -> Manifest:
-    """Write a bundle that is there in full or not at all; returns the manifest with the hashes of its files.
+def read_bundle(folder: Path, keys: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and all five files of a bundle whose signature and hashes hold; what is in them was not looked at yet.
 
-    Raises BundleError where ``folder`` exists: a version is written once.
+    The manifest is not parsed before its signature holds, and must speak of the model and version that were asked for.
+    """
+    what = f"bundle {folder.name!r} of model {folder.parent.name!r}"
+    data = read_plain(folder, MANIFEST_FILE)
+    if SIGNATURE_FILE not in os.listdir(folder):
+        raise BundleError(f"{what} is not signed", hint="train the model again: what is not signed is not loaded")
+    signature = read_plain(folder, SIGNATURE_FILE)
+    check_signature(keys, data, signature, what)
+    manifest = decode(data, Manifest, folder / MANIFEST_FILE)
+    if (manifest.model, manifest.version) != (folder.parent.name, folder.name):
+        raise BundleError(f"{what} holds version {manifest.version!r} of model {manifest.model!r}",
+                          hint="a bundle is never moved: fetch or train it again")
+    return manifest, {MANIFEST_FILE: data, SIGNATURE_FILE: signature, **_verified_files(folder, manifest)}
+
+
+def write_bundle(folder: Path, manifest: Manifest, onnx: bytes, golden: Golden, card: str, keys: Path) -> Manifest:
+    """Write a signed bundle that is there in full or not at all; returns the manifest with the hashes of its files.
+
+    Raises BundleError where ``folder`` exists, for a version is written once, and where ``keys`` has nothing to sign with.
     """
     if folder.exists():
         raise BundleError(f"bundle {folder.name!r} of model {manifest.model!r} exists",
                           hint="a version is written once; make a new one")
     files = {MODEL_FILE: onnx, GOLDEN_FILE: encode(golden), CARD_FILE: card.encode()}
     manifest = msgspec.structs.replace(manifest, files={name: sha256(data) for name, data in files.items()})
+    told = encode(manifest)
+    signed = {**files, MANIFEST_FILE: told, SIGNATURE_FILE: sign_manifest(keys, told)}
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder.parent))
     try:
         draft.chmod(0o755)
-        for name, data in {**files, MANIFEST_FILE: encode(manifest)}.items():
+        for name, data in signed.items():
             write_synced(draft / name, data)
         draft.rename(folder)
     except OSError as error:
@@ -156,14 +179,18 @@ def champion(models: Path, name: str) -> Path | None:
     Reads two small files (50 µs), so it may be asked every second. Raises BundleError where the pointer is damaged or
     the manifest is not the promoted one.
     """
-    if not (models / POINTER_FILE).exists():
+    own = models / name
+    if not (own / POINTER_FILE).exists():
         return None
-    pointer = decode(read_plain(models, POINTER_FILE), Pointer, models / POINTER_FILE)
+    pointer = decode(read_plain(own, POINTER_FILE), Pointer, own / POINTER_FILE)
     if pointer.model != name:
-        return None
+        raise BundleError(f"{own / POINTER_FILE} names model {pointer.model!r}", hint="promote a model again")
     parts = PurePosixPath(pointer.bundle)
     if parts.is_absolute() or ".." in parts.parts:
         raise BundleError(f"{POINTER_FILE} points out of the models folder: {pointer.bundle!r}", hint="promote a model again")
+    if parts.parts != (name, pointer.version):
+        raise BundleError(f"{own / POINTER_FILE} names version {pointer.version!r} and points at {pointer.bundle!r}",
+                          hint="promote a model again")
     folder = models / parts
     if sha256(read_plain(folder, MANIFEST_FILE)) != pointer.sha256:
         raise BundleError(f"the manifest of {name} version {pointer.version} is not the one that was promoted",
@@ -171,18 +198,21 @@ def champion(models: Path, name: str) -> Path | None:
     return folder
 
 
-def promote(models: Path, folder: Path) -> None:
-    """Make the bundle in ``folder``, which lies below ``models``, the live one.
+def bundle_folder(models: Path, name: str, version: str) -> Path:
+    """Where that version of model ``name`` lies. Raises BundleError where it is not there, or no version at all."""
+    folder = models / name / version
+    if version.startswith(".") or PurePosixPath(version).name != version or not folder.is_dir():
+        raise BundleError(f"model {name} has no version {version!r} here", hint="`headrace models list` says which there are")
+    return folder
 
-    Raises BundleError where another model is live: until releases are a topic, a models folder has one live model.
-    """
+
+def promote(models: Path, folder: Path) -> None:
+    """Make the bundle in ``folder``, which lies below ``models``, the live one of its model."""
     data = read_plain(folder, MANIFEST_FILE)
     manifest = decode(data, Manifest, folder / MANIFEST_FILE)
-    target = models / POINTER_FILE
-    if target.exists() and (live := decode(read_plain(models, POINTER_FILE), Pointer, target).model) != manifest.model:
-        raise BundleError(f"model {live!r} is live in {models}, not {manifest.model!r}", hint="give each model a home of its own")
+    target = models / manifest.model / POINTER_FILE
     pointer = Pointer(manifest.model, manifest.version, folder.relative_to(models).as_posix(), sha256(data))
-    draft = models / f".{POINTER_FILE}.{os.getpid()}"
+    draft = target.with_name(f".{POINTER_FILE}.{os.getpid()}")
     write_synced(draft, encode(pointer))
     draft.replace(target)
 
@@ -191,7 +221,7 @@ def _verified_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
     if set(manifest.files) != {MODEL_FILE, GOLDEN_FILE, CARD_FILE}:
         raise BundleError(f"the manifest lists {', '.join(sorted(manifest.files)) or 'no file'}",
                           hint=f"a bundle of format 1 has {MODEL_FILE}, {GOLDEN_FILE} and {CARD_FILE}")
-    if unlisted := sorted(set(os.listdir(folder)) - {*manifest.files, MANIFEST_FILE}):
+    if unlisted := sorted(set(os.listdir(folder)) - {*manifest.files, MANIFEST_FILE, SIGNATURE_FILE}):
         raise BundleError(f"the bundle has a file that its manifest does not list: {unlisted[0]!r}",
                           hint="a bundle is never edited")
     files = {name: read_plain(folder, name) for name in manifest.files}

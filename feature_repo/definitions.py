@@ -12,11 +12,12 @@ from datetime import timedelta
 from feast import Entity, FeatureService, FeatureView, Field, ValueType
 from feast.types import Float64, String
 
-from feature_repo import fraud, views
+from feature_repo import views
+from feature_repo.use_cases import USE_CASES
 
 __all__ = ["ENTITIES", "FEATURE_SERVICES", "FEATURE_VIEWS", "SERVICES", "find_view"]
 
-SERVICES = (fraud.SERVICE,)
+SERVICES = tuple(service for case in USE_CASES for service in case.services)
 UNITS = {"d": views.DAY_MS, "h": views.HOUR_MS, "min": views.MINUTE_MS}
 
 

@@ -31,6 +31,7 @@ from feature_repo import kernel
 from feature_repo.definitions import ENTITIES, FEATURE_SERVICES, FEATURE_VIEWS, SERVICES, find_view
 from feature_repo.layout import join_sets
 from feature_repo.online import SetReader
+from feature_repo.tiles import tiles_of
 from feature_repo.views import FeatureView
 from schemas.errors import BelowFloorError, DefinitionError, StoreError
 from schemas.settings import read_settings
@@ -64,15 +65,16 @@ def reading_at(t_ms: int) -> Iterator[None]:
         _asked_ms.reset(token)
 
 
-def open_store(home: Path, redis_url: str | None = None) -> FeatureStore:
-    """The feature store of ``feature_store.yaml`` with its registry in ``home``; without ``redis_url`` HEADRACE_REDIS is read."""
+def open_store(home: Path, redis_url: str | None = None, tables: str | None = None) -> FeatureStore:
+    """The feature store of ``feature_store.yaml`` with its registry in ``home``; without ``redis_url`` HEADRACE_REDIS is read, without
+    ``tables`` the archive is where the settings say."""
     repo = Path(__file__).parent
     told = load_repo_config(repo, repo / "feature_store.yaml")
     config = RepoConfig(**{
         **told.model_dump(include={"project", "provider", "entity_key_serialization_version"}),
         "registry": {**told.registry_config, "path": str(home.resolve() / told.registry_config["path"])},
         "online_store": {**told.online_config, "redis": redis_url},
-        "offline_store": told.offline_config,
+        "offline_store": {**told.offline_config, "tables": tables},
     })
     return FeatureStore(config=config)
 
@@ -154,11 +156,13 @@ class EventSetOnlineStore(OnlineStore):
         entities = [text(key) for key in entity_keys]
         t_ms = self.clock_ms(config)
         with self._lock:
-            sets = self._open(config).read([(view, entities)]).sets[0]
-        records, bounds = join_sets(view, (sets[entity] for entity in entities))
-        n = len(entities)
-        values, stamps = kernel.read_sets(view, records, bounds[:-1], bounds[1:], np.full(n, t_ms),
-                                          np.zeros((n, view.record_words), np.int64), np.full(n, kernel.NONE))
+            reading = self._open(config).read([(view, entities)])
+        sets, tiles = reading.sets[0], reading.tiles[0]
+        records, bounds = join_sets(view, sets.values())
+        n, index = len(entities), {entity: i for i, entity in enumerate(sets)}
+        at = np.fromiter((index[entity] for entity in entities), np.int64, n)
+        values, stamps = kernel.read_sets(view, records, bounds[at], bounds[at + 1], np.full(n, t_ms),
+                                          np.zeros((n, view.record_words), np.int64), np.full(n, kernel.NONE), tiles_of(view, tiles, at))
         for entity, refused in zip(entities, stamps[:, kernel.REFUSED], strict=True):
             if refused:
                 raise BelowFloorError(f"feature view {view.name!r} of {view.entity} {entity!r} at {t_ms} ms needs history that was trimmed",
@@ -178,11 +182,10 @@ class EventSetOnlineStore(OnlineStore):
         if read_settings().time == "live":
             return time.time_ns() // 1_000_000
         with self._lock:
-            reader = self._open(config)
-            scored = [ms for service in SERVICES if (ms := reader.newest_scored_ms(service.name)) is not None]
-        if not scored:
+            scored_ms = self._open(config).newest_scored_ms(service.name for service in SERVICES)
+        if scored_ms is None:
             raise StoreError("the stream's clock has not begun: no event has been scored", hint="ask for a time, or score an event")
-        return max(scored)
+        return scored_ms
 
     def online_write_batch(self, config: RepoConfig, table: Any, data: Any, progress: Any) -> None:
         """Refused: features are computed where they are read, and what is written are events."""

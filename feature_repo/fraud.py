@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from feature_repo.models import DriftPolicy, Emission, ModelSpec, Outcomes, Slice, UseCase
+from feature_repo.rules import Rule
 from feature_repo.views import (
     DAY_MS,
     HOUR_MS,
@@ -17,9 +18,9 @@ from feature_repo.views import (
     FeatureView,
     RequestFeature,
 )
-from schemas.topics import OUTCOMES, TRANSACTIONS
+from schemas.fraud import OUTCOMES, PREDICTIONS, TRANSACTIONS
 
-__all__ = ["CARD_SPEND", "FRAUD", "SERVICE", "TERMINAL_ACTIVITY", "TERMINAL_RISK", "VIEWS", "ModelSpec"]
+__all__ = ["CARD_SPEND", "FRAUD", "LABEL_DELAY_MS", "SERVICE", "TERMINAL_ACTIVITY", "TERMINAL_RISK", "USE_CASE", "VIEWS"]
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 DAYS = (1, 7, 30)
@@ -97,7 +98,7 @@ def new_terminal(x: Arrays) -> np.ndarray[Any, Any]:
 
 
 SERVICE = FeatureService(
-    name="fraud", source=TRANSACTIONS, views=VIEWS, event_columns=("event_time", "amount_minor"),
+    name="fraud", source=TRANSACTIONS, predictions=PREDICTIONS, views=VIEWS, event_columns=("event_time", "amount_minor"),
     doc="Everything the fraud model reads about a transaction.",
     request=(
         RequestFeature("amount", amount, doc="amount of this transaction, currency units"),
@@ -109,26 +110,11 @@ SERVICE = FeatureService(
 )
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """What training and scoring agree on for one model.
-
-    ``defaults`` fill the vector, by feature name, when the online store cannot be read (all else is null); they are chosen so
-    that a degraded score leans on the event itself. ``baseline`` is the one feature that a model has to beat.
-    """
-
-    name: str
-    service: FeatureService
-    label: str
-    label_delay_ms: int
-    alerts_per_day: int
-    trees: int
-    depth: int
-    learning_rate: float
-    seed: int
-    baseline: str
-    defaults: tuple[tuple[str, float], ...] = ()
-
-
-FRAUD = ModelSpec(name="fraud", service=SERVICE, label="fraud", label_delay_ms=LABEL_DELAY_MS, alerts_per_day=100,
-                  trees=100, depth=5, learning_rate=0.1, seed=0, baseline="amount")
+FRAUD = ModelSpec(name="fraud", service=SERVICE, label="fraud", labels=Outcomes(OUTCOMES, "fraud"), label_delay_ms=LABEL_DELAY_MS,
+                  subject="card_id", alerts_per_day=100, trees=100, depth=5, learning_rate=0.1, seed=0, baselines=("amount",),
+                  blocks=True, rules=(
+                      Rule("amount", 0, nullable=False), Rule("weekend", 0, 1, nullable=False), Rule("night", 0, 1, nullable=False),
+                      *(Rule(f"terminal_fraud_ratio_{d}d", 0, 1) for d in DAYS)),
+                  drift=DriftPolicy(age_ms=LABEL_DELAY_MS + DAY_MS, echo_ms=LABEL_DELAY_MS + 2 * DAY_MS, labelled_ms=4 * DAY_MS, slices=(
+                      Slice("night", lambda at_ms: at_ms % DAY_MS < 7 * HOUR_MS),)))
+USE_CASE = UseCase("fraud", (FRAUD,), (Emission(OUTCOMES, LABEL_DELAY_MS, when="fraud"), Emission(TRANSACTIONS)))

@@ -7,7 +7,7 @@ it needs no second key, and like every record it may stand anywhere in the strin
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from xxhash import xxh3_64_intdigest
 
 from feature_repo.views import FeatureView
 
-__all__ = ["entity_key", "entity_keys", "floor_record", "hash_id", "hash_text", "join_sets", "key_maker", "packer", "rows"]
+__all__ = ["appender", "entity_key", "entity_keys", "floor_record", "hash_id", "hash_text", "join_rows", "join_sets", "packer", "rows",
+           "tiles_key"]
 
 Packer = Callable[[Any], bytes]
 
@@ -31,15 +32,33 @@ def hash_id(event_id: str) -> int:
 
 
 def packer(view: FeatureView) -> Packer:
-    """A function from an event (a contract's record) to its bytes in ``view``.
+    """A function from an event (a contract's record) to its bytes in ``view``."""
+    packed, names = _record(view)
+    pack: Packer = eval(f"lambda e: {packed}", names)
+    return pack
 
-    It is generated as one expression: a loop over columns would cost three times as much on the hot path.
+
+def appender(view: FeatureView) -> Callable[[Sequence[tuple[Any, int]]], list[bytes]]:
+    """A function from (event, arrival ms) pairs to the commands that append their records to the sets of their entities.
+
+    The bytes of each are those of ``hiredis.pack_command(("APPEND", entity_key(...), record))``, at a quarter of its cost.
     """
+    packed, names = _record(view)
+    key = entity_key(view, "%b").encode()
+    template = b"*3\r\n$6\r\nAPPEND\r\n$%d\r\n" + key + b"\r\n$%d\r\n%%b\r\n" % (8 * view.record_words)
+    around = len(key) - len(b"%b")
+    make: Callable[[Sequence[tuple[Any, int]]], list[bytes]] = eval(
+        f"lambda pairs: [template % (len(key := e.{view.entity}.encode()) + {around}, key, {packed}) for e, _ in pairs]",
+        {"template": template, **names})
+    return make
+
+
+def _record(view: FeatureView) -> tuple[str, dict[str, Any]]:
+    """One expression for the bytes of event ``e``, and the names in it: a loop over columns would cost three times as much."""
     fields = ["e.event_time", "digest(e.event_id.encode()) or 1"]  # as hash_id, without its call
     fields += [f"digest(e.{column.field}.encode())" if column.hashed else f"e.{column.field}" for column in view.columns]
     layout = "<qQ" + "".join("Q" if column.hashed else "q" for column in view.columns)
-    pack: Packer = eval(f"lambda e: pack({', '.join(fields)})", {"pack": struct.Struct(layout).pack, "digest": xxh3_64_intdigest})
-    return pack
+    return f"pack({', '.join(fields)})", {"pack": struct.Struct(layout).pack, "digest": xxh3_64_intdigest}
 
 
 def floor_record(view: FeatureView, floor_ms: int) -> bytes:
@@ -57,11 +76,9 @@ def entity_keys(view: FeatureView, entities: Iterable[str]) -> list[str]:
     return [f"{head}{entity}}}" for entity in entities]
 
 
-def key_maker(view: FeatureView) -> Callable[[Any], bytes]:
-    """A function from an event to the Redis key of its entity's set, as ``entity_key`` encoded."""
-    template = entity_key(view, "%b").encode()
-    make: Callable[[Any], bytes] = eval(f"lambda e: template % e.{view.entity}.encode()", {"template": template})
-    return make
+def tiles_key(view: FeatureView, entity: str) -> str:
+    """The Redis key of one entity's tiles: beside its set, on the same shard. No entity's set can have it, for those end in a brace."""
+    return f"{entity_key(view, entity)}:tiles"
 
 
 def rows(view: FeatureView, value: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -73,7 +90,12 @@ def rows(view: FeatureView, value: bytes) -> np.ndarray[Any, np.dtype[np.int64]]
 
 def join_sets(view: FeatureView, values: Iterable[bytes | None]) -> tuple[Any, Any]:
     """All records of many sets in one int64[m, words], and bounds int64[k + 1]: set i is rows bounds[i] .. bounds[i + 1]."""
+    return join_rows(values, view.record_words)
+
+
+def join_rows(values: Iterable[bytes | None], words: int) -> tuple[Any, Any]:
+    """As ``join_sets``, of rows of ``words`` int64."""
     parts = [value or b"" for value in values]
     bounds = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)) // (8 * view.record_words), out=bounds[1:])
-    return np.frombuffer(b"".join(parts), dtype="<i8").reshape(-1, view.record_words), bounds
+    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)) // (8 * words), out=bounds[1:])
+    return np.frombuffer(b"".join(parts), dtype="<i8").reshape(-1, words), bounds

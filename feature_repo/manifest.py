@@ -12,12 +12,14 @@ import msgspec
 
 from schemas.errors import BundleError
 
-__all__ = ["CARD_FILE", "GOLDEN_FILE", "MANIFEST_FILE", "MODEL_FILE", "POINTER_FILE", "Golden", "Manifest", "decode", "encode",
-           "read_plain", "sha256", "write_synced"]
+__all__ = ["CARD_FILE", "GOLDEN_FILE", "MANIFEST_FILE", "MODEL_FILE", "POINTER_FILE", "SIGNATURE_FILE", "Golden", "Manifest",
+           "decode", "encode", "read_plain", "sha256", "write_synced"]
 
 MANIFEST_FILE, MODEL_FILE, GOLDEN_FILE, CARD_FILE = "manifest.json", "model.onnx", "golden.json", "model_card.md"
+SIGNATURE_FILE = "manifest.sig"
 POINTER_FILE = "champion.json"
-MAX_BYTES = {MANIFEST_FILE: 1 << 20, MODEL_FILE: 64 << 20, GOLDEN_FILE: 1 << 20, CARD_FILE: 1 << 20, POINTER_FILE: 4096}
+MAX_BYTES = {MANIFEST_FILE: 1 << 20, SIGNATURE_FILE: 256,
+             MODEL_FILE: 64 << 20, GOLDEN_FILE: 1 << 20, CARD_FILE: 1 << 20, POINTER_FILE: 4096}
 Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 

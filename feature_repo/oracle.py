@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from feature_repo.views import Feature, FeatureView
 
-__all__ = ["Record", "feature_values", "members"]
+__all__ = ["Record", "feature_values", "members", "window"]
 
 
 class Record(NamedTuple):
@@ -17,6 +17,14 @@ class Record(NamedTuple):
     time: int
     id: int
     columns: tuple[int, ...]
+
+
+def window(view: FeatureView, feature: Feature, t: int) -> tuple[int, int]:
+    """(left, right]: exact, or beginning at a multiple of the hop; with a delay it ends at one too."""
+    edge, hop = t - view.delay_ms, feature.hop_ms
+    if not hop:
+        return edge - feature.window_ms, edge
+    return (edge - feature.window_ms) // hop * hop, edge // hop * hop if view.delay_ms else edge
 
 
 def members(view: FeatureView, records: Iterable[Record], t: int, current: Record | None) -> list[Record]:
@@ -28,9 +36,11 @@ def members(view: FeatureView, records: Iterable[Record], t: int, current: Recor
     if current is not None:
         candidates = [r for r in candidates if view.include_current or r[:2] != current[:2]]
         candidates += [current] if view.include_current else []
+    windows = [window(view, feature, t) for feature in view.features]
+    left, right = min(left for left, _ in windows), max(right for _, right in windows)
     best: dict[tuple[int, int], Record] = {}
     for record in candidates:
-        if t - view.delay_ms - view.longest_window_ms < record.time <= t - view.delay_ms:
+        if left < record.time <= right:
             held = best.get(record[:2])
             if held is None or rank(record) > rank(held):
                 best[record[:2]] = record
@@ -40,7 +50,9 @@ def members(view: FeatureView, records: Iterable[Record], t: int, current: Recor
 def feature_values(view: FeatureView, records: Iterable[Record], t: int, current: Record | None = None) -> list[float]:
     """All features of ``view`` at ``t``; NaN is null."""
     chosen = members(view, records, t, current)
-    return [_value(view, f, [r for r in chosen if r.time > t - view.delay_ms - f.window_ms], t, current) for f in view.features]
+    windows = [window(view, feature, t) for feature in view.features]
+    return [_value(view, f, [r for r in chosen if left < r.time <= right], t, current)
+            for f, (left, right) in zip(view.features, windows, strict=True)]
 
 
 def _value(view: FeatureView, feature: Feature, window: list[Record], t: int, current: Record | None) -> float:

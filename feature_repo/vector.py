@@ -10,6 +10,7 @@ import numpy as np
 
 from feature_repo import kernel
 from feature_repo.layout import join_sets, packer
+from feature_repo.tiles import tiles_of
 from feature_repo.views import FeatureService, FeatureView
 
 if TYPE_CHECKING:
@@ -52,14 +53,15 @@ class VectorBuilder:
         matrix = np.empty((n, len(self.service.feature_names)))
         t = np.fromiter((event.event_time for event in events), np.int64, n)
         stamps = []
-        for view, sets in zip(self.service.views, reading.sets, strict=True):
-            matrix[:, self.service.view_slice(view)], stamp = self._read(view, events, sets, t)
+        for view, sets, tiles in zip(self.service.views, reading.sets, reading.tiles, strict=True):
+            matrix[:, self.service.view_slice(view)], stamp = self._read(view, events, sets, tiles, t)
             stamps.append(stamp)
         columns = {name: np.fromiter((getattr(event, name) for event in events), np.int64, n) for name in self.service.event_columns}
         request_features(self.service, matrix, columns)
         return Vectors(matrix, tuple(stamps))
 
-    def _read(self, view: FeatureView, events: Sequence[Any], sets: dict[str, bytes | None], t: Any) -> tuple[Any, Any]:
+    def _read(self, view: FeatureView, events: Sequence[Any], sets: dict[str, bytes | None], tiles: dict[str, bytes | None],
+              t: Any) -> tuple[Any, Any]:
         n = len(events)
         records, bounds = join_sets(view, sets.values())
         index = {entity: i for i, entity in enumerate(sets)}
@@ -71,4 +73,4 @@ class VectorBuilder:
         else:
             current = np.frombuffer(b"".join([pack(event) for event in events]), "<i8").reshape(n, view.record_words)
             modes = np.full(n, kernel.INCLUDE if view.include_current else kernel.EXCLUDE)
-        return kernel.read_sets(view, records, bounds[at], bounds[at + 1], t, current, modes)
+        return kernel.read_sets(view, records, bounds[at], bounds[at + 1], t, current, modes, tiles_of(view, tiles, at))

@@ -7,16 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from schemas.admission import MAX_SKEW_MS
 from schemas.errors import DefinitionError
 
-__all__ = ["DAY_MS", "FUNCTIONS", "HOUR_MS", "MINUTE_MS", "Column", "Feature", "FeatureService", "FeatureView", "RequestFeature"]
+__all__ = ["DAY_MS", "FUNCTIONS", "HOUR_MS", "MINUTE_MS", "MOST_RUNGS", "Column", "Feature", "FeatureService", "FeatureView",
+           "RequestFeature", "floor_to", "skew_ms"]
 
 MINUTE_MS = 60_000
 HOUR_MS = 60 * MINUTE_MS
@@ -25,6 +28,9 @@ DAY_MS = 24 * HOUR_MS
 FUNCTIONS = ("count", "sum", "mean", "min", "max", "std", "last", "time_since_last", "ratio", "count_distinct", "count_same")
 """Window functions, in the order of their codes in the kernel."""
 NEEDS_NO_COLUMN = {"count", "time_since_last"}
+NEEDS_RECORDS = {"count_distinct", "count_same"}
+"""These cannot be folded into tiles."""
+MOST_RUNGS = 4
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,18 @@ class Column:
 
 @dataclass(frozen=True)
 class Feature:
-    """``function`` over the last ``window_ms`` of a view's records; ``denominator`` is the second column of a ratio of sums."""
+    """``function`` over the last ``window_ms`` of a view's records; ``denominator`` is the second column of a ratio of sums.
+
+    With ``hop_ms`` the window begins at the multiple of the hop at or before its exact edge, so that what lies behind can be kept
+    as tiles of that length; 0 is exact.
+    """
 
     name: str
     function: str
     window_ms: int
     column: str | None = None
     denominator: str | None = None
+    hop_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,9 @@ class FeatureView:
         A record whose event time lies further in the future of its arrival than this is a dead letter.
     include_current
         Whether the scored event belongs to its own read (only where it comes from the same source).
+    peak_per_s
+        The most records a second that one entity is expected to have; a view with hops must say it, for it bounds what is kept
+        as records (``feature_repo.sizes``).
     """
 
     name: str
@@ -80,8 +94,9 @@ class FeatureView:
     features: tuple[Feature, ...]
     delay_ms: int = 0
     allowed_lateness_ms: int = DAY_MS
-    max_skew_ms: int = 5 * MINUTE_MS
+    max_skew_ms: int = MAX_SKEW_MS
     include_current: bool = True
+    peak_per_s: float | None = None
     owner: str = ""
     doc: str = ""
 
@@ -93,6 +108,7 @@ class FeatureView:
             raise DefinitionError(f"feature view {self.name!r} has more than one revision column", hint="keep one")
         for feature in self.features:
             self._check(feature, names)
+        self._check_ladder()
 
     def _check(self, feature: Feature, names: Sequence[str]) -> None:
         where = f"feature {feature.name!r} of view {self.name!r}"
@@ -109,10 +125,44 @@ class FeatureView:
             raise DefinitionError(f"{where} does arithmetic on the hashed column {feature.column!r}",
                                   hint="hashes can be counted and compared only")
 
+        if feature.hop_ms < 0 or feature.hop_ms > feature.window_ms:
+            raise DefinitionError(f"{where} has a hop of {feature.hop_ms} ms in a window of {feature.window_ms} ms",
+                                  hint="a hop is between 0 (exact) and its window")
+        if feature.hop_ms and feature.function in NEEDS_RECORDS:
+            raise DefinitionError(f"{where} has a hop, and {feature.function} needs every record", hint="leave hop_ms out: 0 is exact")
+
+    def _check_ladder(self) -> None:
+        """Each hop a multiple of the one below: else a fine tile could not be folded into a coarse one."""
+        for below, above in pairwise(self.hops):
+            if above % below:
+                raise DefinitionError(f"feature view {self.name!r} has hops of {below} and {above} ms, and the second is no multiple",
+                                      hint="a ladder is e.g. 5 minutes, 1 hour, 1 day")
+        if len(self.hops) > MOST_RUNGS:
+            raise DefinitionError(f"feature view {self.name!r} has {len(self.hops)} different hops", hint=f"use at most {MOST_RUNGS}")
+        if self.hops and not self.peak_per_s:
+            raise DefinitionError(f"feature view {self.name!r} has hops and does not say how busy an entity may be",
+                                  hint="declare peak_per_s, the most records a second of one entity")
+
+    @cached_property
+    def hops(self) -> tuple[int, ...]:
+        """The ladder: the different hops, finest first, without 0; empty where every window is exact."""
+        return tuple(sorted({feature.hop_ms for feature in self.features} - {0}))
+
+    def left_edges(self, edge_ms: int) -> dict[int, int]:
+        """Hop -> the lowest left edge of its windows, where ``edge_ms`` is t - D."""
+        lowest: dict[int, int] = {}
+        for feature in self.features:
+            left = floor_to(edge_ms - feature.window_ms, feature.hop_ms)
+            lowest[feature.hop_ms] = min(left, lowest.get(feature.hop_ms, left))
+        return lowest
+
     @cached_property
     def definition_hash(self) -> str:
         """Eight hex digits that change when bytes or meaning would: what the Redis key holds."""
-        meaning = {key: value for key, value in asdict(self).items() if key not in ("owner", "doc")}
+        meaning = {key: value for key, value in asdict(self).items() if key not in ("owner", "doc", "peak_per_s")}
+        for feature in meaning["features"]:
+            if not feature["hop_ms"]:
+                del feature["hop_ms"]  # as before there were hops: an exact view keeps its keys
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -131,13 +181,27 @@ class FeatureView:
     @property
     def retention_ms(self) -> int:
         """How long after its event time a record can still be read."""
-        return self.longest_window_ms + self.delay_ms + self.allowed_lateness_ms
+        return self.longest_window_ms + max(self.hops, default=0) + self.delay_ms + self.allowed_lateness_ms
 
     def column_index(self, field: str | None) -> int:
         return next((i for i, column in enumerate(self.columns) if column.field == field), -1)
 
     def scale(self, field: str | None) -> int:
         return next((column.scale for column in self.columns if column.field == field), 1)
+
+
+def floor_to(ms: int, hop_ms: int) -> int:
+    """The multiple of ``hop_ms`` at or before ``ms``; ``ms`` itself where the hop is 0.
+
+    >>> floor_to(17, 5), floor_to(-17, 5), floor_to(17, 0)
+    (15, -20, 17)
+    """
+    return ms - ms % hop_ms if hop_ms else ms
+
+
+def skew_ms(views: Iterable[FeatureView], source: str) -> int:
+    """How far in the future of its arrival a record of ``source`` may claim to be: the least that a view of it allows."""
+    return min((view.max_skew_ms for view in views if view.source == source), default=MAX_SKEW_MS)
 
 
 RequestFunction = Callable[[dict[str, np.ndarray[Any, Any]]], np.ndarray[Any, Any]]
@@ -159,7 +223,10 @@ class RequestFeature:
 
 @dataclass(frozen=True)
 class FeatureService:
-    """The ordered vector that a model reads: all features of ``views``, then the request-time features."""
+    """The ordered vector that a model reads: all features of ``views``, then the request-time features.
+
+    ``source`` is the topic whose events are scored, ``predictions`` the topic that their scores go to (empty: nobody scores).
+    """
 
     name: str
     source: str
@@ -167,6 +234,7 @@ class FeatureService:
     request: tuple[RequestFeature, ...] = ()
     event_columns: tuple[str, ...] = ()
     doc: str = ""
+    predictions: str = ""
 
     def __post_init__(self) -> None:
         names = self.feature_names
@@ -184,9 +252,14 @@ class FeatureService:
         return hashlib.sha256(json.dumps([self.name, *meaning]).encode()).hexdigest()[:8]
 
     @property
+    def entities(self) -> tuple[str, ...]:
+        """The contract fields that its views are keyed by, each once."""
+        return tuple(dict.fromkeys(view.entity for view in self.views))
+
+    @property
     def scored_lateness_ms(self) -> int:
         """How late a scored event may be and still find its history: the least that its own source's views allow."""
-        return min(view.allowed_lateness_ms for view in self.views if view.source == self.source)
+        return min((view.allowed_lateness_ms for view in self.views if view.source == self.source), default=DAY_MS)
 
     def view_slice(self, view: FeatureView) -> slice:
         """Where ``view``'s features stand in the vector."""

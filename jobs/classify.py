@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, USED, XOR, plan, read_sets
+from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, USED, XOR, plan, reach, read_sets
+from feature_repo.positions import offset_of, partition_of
 from feature_repo.views import FeatureView
-from jobs.positions import offset_of, partition_of
 
-__all__ = ["Read", "Verdict", "classify", "same_values", "stamped_later"]
+__all__ = ["Read", "Verdict", "classify", "find_set", "same_values", "stamped_later"]
 
 MOST_SETS = 1 << 20
 """How many combinations of prefixes are tried before a read counts as unexplained."""
@@ -89,12 +89,24 @@ def same_values(a: Any, b: Any) -> bool:
 
 def classify(read: Read) -> Verdict:
     """EXACT: the value over what had arrived before the scored event. IN_FLIGHT: over another set that the stamp allows."""
-    edge = read.t - read.view.delay_ms
-    inside = (read.records[:, 0] > edge - read.view.longest_window_ms) & (read.records[:, 0] <= edge)
+    return find_set(read)[0]
+
+
+def find_set(read: Read) -> tuple[Verdict, Any]:
+    """The verdict and bool[m], which of the records the read was over; None where no set explains it."""
+    left, right = reach(read.view, read.t)
+    inside = (read.records[:, 0] > left) & (read.records[:, 0] <= right)
     if read.mode == EXCLUDE:
         inside &= (read.records[:, :2] != read.current[:2]).any(axis=1)
-    read = Read(read.view, read.records[inside], read.arrivals[inside], read.t, read.current, read.mode, read.horizon, read.applied,
-                read.values, read.n, read.fingerprint)
+    verdict, rows = _set_within(Read(read.view, read.records[inside], read.arrivals[inside], read.t, read.current, read.mode, read.horizon,
+                                     read.applied, read.values, read.n, read.fingerprint))
+    if rows is not None:
+        inside[inside] = rows
+    return verdict, None if rows is None else inside
+
+
+def _set_within(read: Read) -> tuple[Verdict, Any]:
+    """``find_set`` of a read all of whose records are inside its longest window."""
     partition, offset = partition_of(read.arrivals[:, 1]), offset_of(read.arrivals[:, 1])
     applied = np.full(max(int(partition.max(initial=-1)) + 1, len(read.applied)), -1)
     applied[:len(read.applied)] = read.applied
@@ -103,11 +115,11 @@ def classify(read: Read) -> Verdict:
                                                          & (read.arrivals[:, 1] < read.horizon[1]))
     exact = read.fold(arrived)
     if read.served(exact) and read.fold(arrived | stamped)[1:] == exact[1:]:
-        return Verdict.EXACT
+        return Verdict.EXACT, arrived
     return _by_prefixes(read, stamped, partition, offset)
 
 
-def _by_prefixes(read: Read, stamped: Any, partition: Any, offset: Any) -> Verdict:
+def _by_prefixes(read: Read, stamped: Any, partition: Any, offset: Any) -> tuple[Verdict, Any]:
     """Try every set that the stamp allows, by its count and fingerprint; only what fits both is folded."""
     queues = []
     for p in np.unique(partition[~stamped]):
@@ -116,7 +128,7 @@ def _by_prefixes(read: Read, stamped: Any, partition: Any, offset: Any) -> Verdi
         queues.append(_while_fewer(read, stamped, rows))
     shape = tuple(len(rows) + 1 for rows in queues)
     if np.prod(shape, dtype=float) > MOST_SETS:
-        return Verdict.TOO_MANY_SETS
+        return Verdict.TOO_MANY_SETS, None
     n, mixed, hashes = _count_and_mix(read, stamped, queues, shape)
     cells = np.argwhere((n == read.n) & (mixed == read.fingerprint))
     for cell in cells[:MOST_MATCHES]:
@@ -124,11 +136,11 @@ def _by_prefixes(read: Read, stamped: Any, partition: Any, offset: Any) -> Verdi
         for taken, queue in zip(cell, queues, strict=True):
             rows[queue[:taken]] = True
         if read.served(read.fold(rows)):
-            return Verdict.IN_FLIGHT
+            return Verdict.IN_FLIGHT, rows
     if len(cells):
-        return Verdict.OTHER_VALUES
+        return Verdict.OTHER_VALUES, None
     one_less = (n == read.n + 1) & np.isin(mixed ^ read.fingerprint, hashes[stamped])
-    return Verdict.DROPPED if one_less.any() else Verdict.NO_SUCH_SET
+    return (Verdict.DROPPED if one_less.any() else Verdict.NO_SUCH_SET), None
 
 
 def _while_fewer(read: Read, stamped: Any, queue: Any) -> Any:
@@ -146,9 +158,8 @@ def _count_and_mix(read: Read, stamped: Any, queues: list[Any], shape: tuple[int
 
     Records of one identity are taken together: of those in the set the highest counts.
     """
-    own = 1 if read.mode == INCLUDE else 0
-    edge = read.t - read.view.delay_ms
-    own = own if edge - read.view.longest_window_ms < read.current[0] <= edge else 0
+    left, right = reach(read.view, read.t)
+    own = 1 if read.mode == INCLUDE and left < read.current[0] <= right else 0
     records = np.concatenate((read.records, read.current[None])) if own else read.records
     m = len(records)
     rows = np.arange(m)
@@ -178,15 +189,14 @@ def _count_and_mix(read: Read, stamped: Any, queues: list[Any], shape: tuple[int
     return n, mixed, hashes[:len(read.records)]
 
 
-def stamped_later(records: Any, arrivals: Any, starts: Any, ends: Any, t: Any, delay_ms: int, longest_ms: int, horizons: Any,
-                  applied: Any) -> Any:
+def stamped_later(view: FeatureView, records: Any, arrivals: Any, starts: Any, ends: Any, t: Any, horizons: Any, applied: Any) -> Any:
     """bool[n]: whether a read's window holds a record at or below its stamp that had not arrived before its horizon.
 
     Parameters are those of ``kernel.sweep``; ``applied`` is int64[n, P]. Where it is False the set of what had arrived is one
     that the stamp allows. The scored record itself, which is its own horizon, is not meant.
     """
-    low = _first_after(records[:, 0], starts, ends, t - delay_ms - longest_ms)
-    high = _first_after(records[:, 0], starts, ends, t - delay_ms)
+    left, right = reach(view, t)
+    low, high = _first_after(records[:, 0], starts, ends, left), _first_after(records[:, 0], starts, ends, right)
     m = len(records)
     both = np.concatenate((arrivals, horizons))
     # A horizon sorts after the record it equals, so a record is later exactly where its rank is higher.

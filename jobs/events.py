@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from feature_repo.layout import packer
-from feature_repo.views import FeatureView
-from jobs.positions import position_of
+from feature_repo.archive_table import bronze_path, complete_path
+from feature_repo.archived import Wanted, read_events
+from feature_repo.positions import position_of
+from feature_repo.views import FeatureView, skew_ms
+from jobs.features import as_bytes
 from jobs.spark import read_text
 from schemas.admission import admit
 from schemas.contracts import Contract
-from schemas.envelope import CE_TYPE, CLOCK_TYPE, check_cloud_event
+from schemas.envelope import ATTRIBUTES, CE_TYPE, CLOCK_TYPE, check_cloud_event
 from schemas.errors import ContractError, JobError
 from schemas.settings import Settings
 from schemas.topics import SOURCES
@@ -22,17 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["bronze", "bronze_path", "bronze_version", "clock_record", "complete_path", "contents", "end_offsets", "events",
            "newest_version", "valid_records"]
-
-ATTRIBUTES = (CE_TYPE, "ce_specversion")
-
-
-def bronze_path(settings: Settings) -> str:
-    return f"{settings.tables}/bronze"
-
-
-def complete_path(settings: Settings) -> str:
-    """The file that holds the table's last version in which every prediction stands with all that its scorer can have seen."""
-    return f"{settings.tables}/_checkpoints/bronze/complete"
 
 
 def bronze_version(spark: SparkSession, settings: Settings) -> int:
@@ -87,18 +78,17 @@ def events(archive: DataFrame, source: str, views: Sequence[FeatureView], number
     ``admitted`` (bit i: in the sets of ``views[i]``) and one binary column per view of this source, the record exactly as the
     online store holds it. Dead letters have no row; late records have one, with bits unset.
     """
-    own = [(bit, view) for bit, view in enumerate(views) if view.source == source]
     entities = tuple(dict.fromkeys(view.entity for view in views)) if sets else ()
-    of_sets = ["admitted int", *(f"{view.name} binary" for _, view in own)] if sets else []
+    wanted = Wanted(source, tuple(views), tuple(dict.fromkeys(("event_id", *entities))), tuple(numbers), *event_time)
+    of_sets = ["admitted int", *(f"{view.name} binary" for _, view in wanted.own)] if sets else []
     schema = ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *(f"{name} string" for name in entities),
                         *(f"{name} long" for name in numbers), *of_sets])
-    arrived_from_ms = event_time[0] - max((view.max_skew_ms for _, view in own), default=0)  # before that it is a dead letter
-    return _columns(archive, source, arrived_from_ms).mapInArrow(_typed(source, own, entities, numbers, event_time, sets), schema)
+    return _columns(archive, source, wanted.arrived_from_ms).mapInArrow(_typed(wanted, sets), schema)
 
 
 def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> DataFrame:
     """Identity, revision, position and the content (canonical JSON of the record) of each valid record of ``source``."""
-    skews = [view.max_skew_ms for view in views if view.source == source]
+    skew = skew_ms(views, source)
 
     def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import msgspec
@@ -106,7 +96,7 @@ def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> D
 
         encode = msgspec.json.Encoder(order="deterministic").encode
         for batch in batches:
-            found = list(valid_records(batch, source, skews))
+            found = list(valid_records(batch, source, skew))
             yield pa.RecordBatch.from_pydict({
                 "event_id": pa.array([event.event_id for _, event in found], pa.string()),
                 "event_time": pa.array([event.event_time for _, event in found], pa.int64()),
@@ -135,12 +125,12 @@ def _columns(archive: DataFrame, source: str, arrived_from_ms: int) -> DataFrame
         "partition", "offset", "arrival_ms", "value", stated_contract().alias("stated"))
 
 
-def valid_records(batch: pa.RecordBatch, source: str, skews_ms: Sequence[int]) -> Iterator[tuple[int, Any]]:
+def valid_records(batch: pa.RecordBatch, source: str, skew_ms: int) -> Iterator[tuple[int, Any]]:
     """(row, record) of each row that the feature worker would not have sent to the dead letters.
 
     The contract is looked up here, in Spark's Python process: a decoder cannot be sent there.
     """
-    contract, skew_ms = SOURCES[source], min(skews_ms, default=0)
+    contract = SOURCES[source]
     decode = contract.decode
     fits: dict[str, bool] = {}
     columns = [_objects(batch[name]) for name in ("value", "arrival_ms", "stated")]
@@ -170,36 +160,28 @@ def _objects(column: pa.Array) -> list[Any]:
     return column.to_numpy(zero_copy_only=False).tolist()  # type: ignore[no-any-return]  # three times as fast as to_pylist
 
 
-def _typed(source: str, own: Sequence[tuple[int, FeatureView]], texts: Sequence[str], numbers: Sequence[str],
-           event_time: tuple[int, int], sets: bool) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    first_ms, end_ms = event_time
+def _typed(wanted: Wanted, sets: bool) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
 
     def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import numpy as np
         import pyarrow as pa
 
-        packers = [(view.name, packer(view)) for _, view in own]
-        bounds = [(1 << bit, view.allowed_lateness_ms, view.max_skew_ms) for bit, view in own]
-        skews = [view.max_skew_ms for _, view in own]
+        contract = SOURCES[wanted.source]
+        fits: dict[str, bool] = {}
         for batch in batches:
-            found = [pair for pair in valid_records(batch, source, skews) if first_ms <= pair[1].event_time < end_ms]
-            of_events = [event for _, event in found]
-            rows = np.fromiter((row for row, _ in found), np.int64, len(found))
-            partition, offset, arrival = (batch[name].to_numpy()[rows] for name in ("partition", "offset", "arrival_ms"))
-            times = [event.event_time for event in of_events]
-            columns = {
-                "event_id": pa.array([event.event_id for event in of_events], pa.string()),
-                "event_time": pa.array(times, pa.int64()),
-                "arrival_ms": pa.array(arrival),
-                "position": pa.array(position_of(source, partition.astype(np.int64), offset)),
-                **{name: pa.array([getattr(event, name) for event in of_events], pa.string()) for name in texts},
-                **{name: pa.array([int(getattr(event, name)) for event in of_events], pa.int64()) for name in numbers},
-            }
+            stated = batch["stated"].dictionary_encode()
+            for text in stated.dictionary.to_pylist():
+                fits.setdefault(text, _fits(text, contract))
+            usable = np.array([fits[text] for text in stated.dictionary.to_pylist()], bool)[stated.indices.to_numpy()]
+            found = read_events(wanted, batch["value"], batch["arrival_ms"].to_numpy(), usable)
+            partition, offset, arrival = (batch[name].to_numpy()[found.rows] for name in ("partition", "offset", "arrival_ms"))
+            columns = {"event_id": found.texts["event_id"], "event_time": pa.array(found.event_time), "arrival_ms": pa.array(arrival),
+                       "position": pa.array(position_of(wanted.source, partition.astype(np.int64), offset)),
+                       **{name: found.texts[name] for name in wanted.texts if name != "event_id"},
+                       **{name: pa.array(column) for name, column in found.numbers.items()}}
             if sets:
-                admitted = [sum([bit for bit, late, skew in bounds if admit(time, arrived, late, skew) == "admitted"])
-                            for time, arrived in zip(times, arrival.tolist(), strict=True)]
-                columns["admitted"] = pa.array(admitted, pa.int32())
-                columns |= {name: pa.array([pack(event) for event in of_events], pa.binary()) for name, pack in packers}
+                columns["admitted"] = pa.array(found.admitted.astype(np.int32))
+                columns |= {name: as_bytes(records) for name, records in found.records.items()}
             yield pa.RecordBatch.from_pydict(columns)
 
     return typed

@@ -1,6 +1,6 @@
 """The point-in-time engine: each query row's features over exactly the records that its read may see, by the online kernel.
 
-One shuffle per entity, whatever the number of views: events and queries of an entity meet in one partition, are swept by
+One shuffle per entity, whatever the number of views: events and queries of an entity meet in one partition, are read by
 ``feature_repo.kernel`` and carry their results, as bytes, into the next entity's shuffle. Nothing is joined back on a row id.
 """
 
@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order, sweep
+from feature_repo.history import entity_codes
+from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order, sweep, sweep_values
+from feature_repo.positions import from_source
 from feature_repo.views import FeatureService, FeatureView
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame
 
-__all__ = ["Answer", "Finish", "Reads", "feature_columns", "from_bytes", "history_ms", "read_values", "sweep_entities", "whole_entities"]
+__all__ = ["Answer", "Finish", "Reads", "as_bytes", "feature_columns", "from_bytes", "history_ms", "in_slices", "one_batch", "read_values",
+           "sweep_entities", "whole"]
 
 SEES_ALL = np.iinfo(np.int64).max
+SLICE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ class Reads:
     found: Any
 
     def sweep(self) -> tuple[Any, Any]:
+        """Values and stamps."""
         return sweep(self.view, self.records, self.arrivals, self.starts, self.ends, self.t, self.current, self.modes, self.horizons)
+
+    def values(self) -> Any:
+        return sweep_values(self.view, self.records, self.arrivals, self.starts, self.ends, self.t, self.current, self.modes, self.horizons)
 
 
 Answer = Callable[[Reads], Any]
@@ -56,12 +64,12 @@ Finish = Callable[["pa.Table", "pa.Table", dict[str, Any]], "pa.RecordBatch"]
 
 def read_values(reads: Reads) -> Any:
     """The feature values alone."""
-    return reads.sweep()[0]
+    return reads.values()
 
 
 def history_ms(views: Iterable[FeatureView]) -> int:
     """How far before a read its oldest record can lie."""
-    return max((view.longest_window_ms + view.delay_ms for view in views), default=0)
+    return max((view.longest_window_ms + max(view.hops, default=0) + view.delay_ms for view in views), default=0)
 
 
 def sweep_entities(rows: DataFrame, others: Mapping[str, DataFrame], service: FeatureService, answer: Answer, finish: Finish,
@@ -72,7 +80,8 @@ def sweep_entities(rows: DataFrame, others: Mapping[str, DataFrame], service: Fe
     ----------
     rows
         Events of the service's source (``jobs.events.events`` over ``service.views``) and queries, with a column ``query``; a
-        row may be both. A query has the event_time, arrival_ms, position and entities of its source record.
+        row may be both. A query has the event_time, arrival_ms, position and entities of its source record, and where it is not
+        that record, no ``admitted``.
     others
         Events of each other source that a view reads.
     answer, finish
@@ -84,7 +93,7 @@ def sweep_entities(rows: DataFrame, others: Mapping[str, DataFrame], service: Fe
     """
     from pyspark.sql import functions as F
 
-    entities = list(dict.fromkeys(view.entity for view in service.views))
+    entities = service.entities
     answered: list[str] = []
     for entity in entities:
         bits = [(bit, view) for bit, view in enumerate(service.views) if view.entity == entity]
@@ -92,8 +101,8 @@ def sweep_entities(rows: DataFrame, others: Mapping[str, DataFrame], service: Fe
             names = [view.name for _, view in bits if view.source == source]
             event_columns = (entity, "event_time", "arrival_ms", "position", "admitted", *names)
             rows = rows.unionByName(others[source].select(*event_columns).withColumn("query", F.lit(False)), allowMissingColumns=True)
-        # Sorted by entity only: the kernel's own order within an entity has a tie break that Spark need not know.
-        rows = rows.repartition(entity).sortWithinPartitions(entity)
+        # No sort: the kernel orders an entity's records itself, by counting. Adaptive execution makes partitions of 64 MB of these.
+        rows = rows.repartition(entity)
         names = [view.name for _, view in bits]
         last = entity == entities[-1]
         stage = _Stage(entity, tuple(bits), service.source, answer, ideal, tuple(answered), finish if last else None)
@@ -117,35 +126,36 @@ class _Stage:
     finish: Finish | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for table in whole_entities(batches, self.entity):
-            queries = np.flatnonzero(table["query"].to_numpy())
-            if self.finish is None:
-                yield self._carry(table, queries)
-            elif len(queries):
-                yield self._finish(table, queries)
+        table = whole(batches)
+        if table is None:
+            return
+        queries = np.flatnonzero(table["query"].to_numpy())
+        codes = entity_codes([table[self.entity]])[0]
+        if self.finish is None or len(queries):
+            # An entity's reads side by side and in order of time, as ``kernel.sweep_values`` likes them.
+            queries = queries[np.lexsort((table["event_time"].to_numpy()[queries], codes[queries]))]
+            done = self._carry(table, codes, queries) if self.finish is None else self._finish(table, codes, queries)
+            yield from in_slices(done)
 
-    def _carry(self, table: pa.Table, queries: Any) -> pa.RecordBatch:
+    def _carry(self, table: pa.Table, codes: Any, queries: Any) -> pa.RecordBatch:
         """The rows of the service's source, each query with its answers as bytes."""
         import pyarrow as pa
 
         at = np.full(table.num_rows, -1)
         at[queries] = np.arange(len(queries))
         index = pa.array(at, mask=at < 0)
-        own_rows = np.zeros(table.num_rows, bool)
+        own_rows = self._source_rows(table)
         own_rows[queries] = True
-        for name, of_view in self._answers(table, queries).items():
+        for name, of_view in self._answers(table, codes, queries).items():
             table = table.append_column(f"{name}_read", as_bytes(of_view).take(index))
-        for _, view in self.bits:
-            if view.source == self.source:
-                own_rows |= table[view.name].is_valid().to_numpy()
-            table = table.drop_columns([view.name])
+        table = table.drop_columns([view.name for _, view in self.bits])
         return one_batch(table.filter(pa.array(own_rows)) if not own_rows.all() else table)
 
-    def _finish(self, table: pa.Table, queries: Any) -> pa.RecordBatch:
+    def _finish(self, table: pa.Table, codes: Any, queries: Any) -> pa.RecordBatch:
         import pyarrow as pa
 
         assert self.finish is not None
-        answers = self._answers(table, queries)
+        answers = self._answers(table, codes, queries)
         own = self._own(table, queries)
         of_queries = table.take(pa.array(queries))
         for name in self.answered:
@@ -154,20 +164,19 @@ class _Stage:
 
     def _own(self, table: pa.Table, queries: Any) -> Any:
         """The row of each query's own source record, -1 where it is not here."""
-        mine = next((view.name for _, view in self.bits if view.source == self.source), None)
-        if mine is None:
-            return queries
-        sources = np.flatnonzero(table[mine].is_valid().to_numpy())
+        sources = np.flatnonzero(self._source_rows(table))
         position = table["position"].to_numpy()
         sources = sources[np.argsort(position[sources], kind="stable")]
         wanted = position[queries]
         at = np.minimum(np.searchsorted(position[sources], wanted), max(len(sources) - 1, 0))
         return np.where(position[sources[at]] == wanted, sources[at], -1) if len(sources) else np.full(len(queries), -1)
 
-    def _answers(self, table: pa.Table, queries: Any) -> dict[str, Any]:
-        entity = table[self.entity].to_numpy(zero_copy_only=False)
-        codes = np.concatenate(([0], np.cumsum(entity[1:] != entity[:-1]))).astype(np.int64)
-        admitted, position = table["admitted"].to_numpy(), table["position"].to_numpy()
+    def _source_rows(self, table: pa.Table) -> Any:
+        """Which rows are records of the service's source; a query that is none says nothing of admission."""
+        return table["admitted"].is_valid().to_numpy() & from_source(table["position"].to_numpy(), self.source)
+
+    def _answers(self, table: pa.Table, codes: Any, queries: Any) -> dict[str, Any]:
+        admitted, position = table["admitted"].fill_null(0).to_numpy(), table["position"].to_numpy()
         arrivals = np.stack((table["arrival_ms"].to_numpy(), position), axis=1)
         t = table["event_time"].to_numpy()[queries]
         horizons = np.full((len(queries), 2), SEES_ALL) if self.ideal else arrivals[queries]
@@ -190,29 +199,17 @@ class _Stage:
         return answers
 
 
-def whole_entities(batches: Iterable[pa.RecordBatch], entity: str) -> Iterator[pa.Table]:
-    """Sorted batches, cut where an entity ends: memory is that of one batch and the largest entity."""
+def whole(batches: Iterable[pa.RecordBatch]) -> pa.Table | None:
+    """A partition's rows; None where it has none."""
     import pyarrow as pa
 
-    held: list[pa.RecordBatch] = []
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        names = batch[entity].to_numpy(zero_copy_only=False)
-        cut = 0 if names[0] == names[-1] else _last_run(names)
-        if held and (cut or held[-1][entity][-1].as_py() != names[0]):
-            yield pa.Table.from_batches([*held, *([batch.slice(0, cut)] if cut else [])])
-            held = []
-        elif cut:
-            yield pa.Table.from_batches([batch.slice(0, cut)])
-        held.append(batch.slice(cut))
-    if held:
-        yield pa.Table.from_batches(held)
+    held = [batch for batch in batches if batch.num_rows]
+    return pa.Table.from_batches(held) if held else None
 
 
-def _last_run(names: Any) -> int:
-    """Where the last run of equal names begins."""
-    return int(np.flatnonzero(names[1:] != names[:-1])[-1]) + 1
+def in_slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """The same rows in pieces that Spark can hold many of."""
+    yield from (batch.slice(first, SLICE_ROWS) for first in range(0, batch.num_rows, SLICE_ROWS))
 
 
 def records_of(view: FeatureView, column: pa.ChunkedArray) -> tuple[Any, Any]:
@@ -222,10 +219,10 @@ def records_of(view: FeatureView, column: pa.ChunkedArray) -> tuple[Any, Any]:
 
 
 def as_bytes(matrix: Any) -> pa.Array:
-    """One binary a row of a float64 matrix."""
+    """One binary a row of a matrix of 8-byte numbers."""
     import pyarrow as pa
 
-    matrix = np.ascontiguousarray(matrix, np.float64)
+    matrix = np.ascontiguousarray(matrix)
     offsets = np.arange(len(matrix) + 1, dtype=np.int32) * (8 * matrix.shape[1])
     return pa.Array.from_buffers(pa.binary(), len(matrix), [None, pa.py_buffer(offsets), pa.py_buffer(matrix)])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from feature_repo.bundle import INPUT
-from feature_repo.fraud import ModelSpec
+from feature_repo.models import ModelSpec
 from schemas.errors import JobError
 
 __all__ = ["fit_local", "fit_spark", "recipe", "to_onnx"]
@@ -63,7 +64,24 @@ def to_onnx(fitted: Any, width: int, name: str) -> bytes:
 
     try:
         converted = convert_xgboost(fitted, name=name, initial_types=[(INPUT, FloatTensorType([None, width]))])
+        _add_counts(converted.graph.node[0], fitted.get_booster())
         data: bytes = converted.SerializeToString()
     except Exception as error:  # the converter raises whatever it trips over
         raise JobError(f"the trees cannot be written as ONNX: {error}", hint="are xgboost and onnxmltools the locked versions?") from error
     return data
+
+
+def _add_counts(node: Any, booster: Any) -> None:
+    """Say at each node of the trees how many rows (weighted: XGBoost's cover) met it when they were grown; explaining needs it.
+
+    The converter writes nodes from the root down, yes before no as the dump has them, and leaves the optional counts out.
+    """
+    from onnx import helper
+
+    counts: list[float] = []
+    open_ = [json.loads(tree) for tree in reversed(booster.get_dump(with_stats=True, dump_format="json"))]
+    while open_:
+        met = open_.pop()
+        counts.append(float(met["cover"]))
+        open_ += reversed(met.get("children", []))
+    node.attribute.append(helper.make_attribute("nodes_hitrates", counts))

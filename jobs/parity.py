@@ -13,8 +13,10 @@ from feature_repo.kernel import USED, XOR
 from feature_repo.vector import request_features
 from feature_repo.views import FeatureService
 from jobs.classify import Read, Verdict, classify, same_values, stamped_later
-from jobs.events import bronze, bronze_version, events
+from jobs.erased_reads import excuse
+from jobs.events import bronze, bronze_path, bronze_version, events
 from jobs.features import Reads, from_bytes, sweep_entities
+from jobs.lineage import lineage
 from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N, logged
 from jobs.spark import use_session, write_text
 from schemas.settings import Settings
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "Parity", "parity", "parity_path"]
 
 EXAMPLES = 20
-VERDICTS = ("exact", "in_flight", "unexplained", "degraded", "other_definition")
+VERDICTS = ("exact", "in_flight", "unexplained", "erased", "degraded", "other_definition")
 SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, verdict string, "
-          "view string, why string, served array<double>, recomputed array<double>")
+          "view string, views array<string>, why string, served array<double>, recomputed array<double>")
 WHY = {
     Verdict.DROPPED: "a record at or below the stamp is missing from what was served",
     Verdict.NO_SUCH_SET: "no set that the stamp allows gives the served count and fingerprint",
@@ -42,12 +44,15 @@ WHY = {
 
 @dataclass(frozen=True)
 class Parity:
-    """Counts by verdict. ``predictions`` are distinct ids; ``duplicates`` are further records of an id."""
+    """Counts by verdict. ``predictions`` are distinct ids; ``duplicates`` are further records of an id; ``erased``: a person's events,
+    which the reads may have had, were erased since (docs/erase.md).
+    """
 
     predictions: int
     exact: int
     in_flight: int
     unexplained: int
+    erased: int
     degraded: int
     other_definition: int
     duplicates: int
@@ -56,21 +61,24 @@ class Parity:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def parity_path(settings: Settings) -> str:
-    return f"{settings.tables}/parity"
+def parity_path(settings: Settings, service: FeatureService) -> str:
+    return f"{settings.tables}/parity/{service.name}"
 
 
 def parity(settings: Settings, service: FeatureService, spark: SparkSession | None = None) -> Parity:
     """Classify every archived prediction made with ``service`` as it is defined now.
 
-    The verdict of each is a row of the Delta table ``<tables>/parity``; the counts are in its ``_report.json`` too.
+    The verdict of each is a row of the Delta table ``<tables>/parity/<service>``; the counts are in its ``_report.json`` too.
     """
-    with use_session(spark, settings, "parity") as own:
+    with lineage(settings, "parity") as run, use_session(spark, settings, "parity") as own:
         began = time.monotonic()
         version = bronze_version(own, settings)
+        run.reads_table(bronze_path(settings), version)
         duplicates, verdicts = classified(bronze(own, settings, version), service)
-        path = parity_path(settings)
+        path = parity_path(settings, service)
         verdicts.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(path)
+        excuse(own, settings, bronze(own, settings, version), service, path)
+        run.writes_table(path)
         table = own.read.format("delta").load(path)
         counts = {verdict: count for verdict, count in table.groupBy("verdict").count().collect()}
         worst = table.where("verdict = 'unexplained'").orderBy("event_time", "prediction_id").limit(EXAMPLES).collect()
@@ -88,7 +96,7 @@ def classified(archive: DataFrame, service: FeatureService) -> tuple[Any, DataFr
 
     duplicates = Observation()
     predictions = logged(archive, service).observe(duplicates, F.count_if(F.col("nth") > 1).alias("copies")).where("nth = 1")
-    queries = predictions.drop("nth", "logged_ms", "logged_position").withColumns({"query": F.lit(True), "admitted": F.lit(0)})
+    queries = predictions.drop("nth", "logged_ms", "logged_position").withColumn("query", F.lit(True))
     numbers = [name for name in service.event_columns if name != "event_time"]
     of_source = events(archive, service.source, service.views, numbers).withColumn("query", F.lit(False))
     others = {source: events(archive, source, service.views) for source in {view.source for view in service.views} - {service.source}}
@@ -109,8 +117,7 @@ class Judge:
         stamps = stamps[:, self.service.views.index(view)]
         applied = offsets(queries[f"applied_{view.name}"])
         values, folded = reads.sweep()
-        later = stamped_later(reads.records, reads.arrivals, reads.starts, reads.ends, reads.t, view.delay_ms, view.longest_window_ms,
-                              reads.horizons, applied)
+        later = stamped_later(view, reads.records, reads.arrivals, reads.starts, reads.ends, reads.t, reads.horizons, applied)
         exact = ((values == served) | (np.isnan(values) & np.isnan(served))).all(axis=1) & ~later & reads.found
         exact &= (folded[:, USED] == stamps[:, N]) & (folded[:, XOR] == stamps[:, FINGERPRINT])
         exact &= (stamps[:, ABSENT] == 0) & (stamps[:, REFUSED] == 0)
@@ -152,6 +159,7 @@ class Conclude:
         of_served = served.copy()
         request_features(self.service, of_served, columns)
         is_own = [a == b for a, b in zip(own["event_id"].to_pylist(), queries["event_id"].to_pylist(), strict=True)]
+        unexplained = [[view.name for view, code in zip(views, row, strict=True) if Verdict(code).unexplained] for row in codes]
         conclusions: list[tuple[str, str | None, str | None]] = []
         for i, fault in enumerate(queries["fault"].to_pylist()):
             worst = int(np.argmax(codes[i]))
@@ -172,7 +180,8 @@ class Conclude:
         told = [name == "unexplained" for name in names]
         return pa.RecordBatch.from_pydict({
             **{name: queries[name].combine_chunks() for name in ("prediction_id", "event_id", "event_time", "model", "model_version")},
-            "verdict": pa.array(names, pa.string()), "view": pa.array(of_views, pa.string()), "why": pa.array(why, pa.string()),
+            "verdict": pa.array(names, pa.string()), "view": pa.array(of_views, pa.string()),
+            "views": pa.array(unexplained, pa.list_(pa.string())), "why": pa.array(why, pa.string()),
             "served": pa.array([row if tell else None for row, tell in zip(served, told, strict=True)], pa.list_(pa.float64())),
             "recomputed": pa.array([row if tell else None for row, tell in zip(recomputed, told, strict=True)], pa.list_(pa.float64())),
         })
@@ -202,6 +211,8 @@ def offsets(column: pa.ChunkedArray) -> Any:
 
 def _example(row: dict[str, Any], service: FeatureService) -> dict[str, Any]:
     """A row of the table with the features that differ, by name."""
+    del row["views"]
+
     def number(x: float) -> float | None:
         return None if x != x else x
 

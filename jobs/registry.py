@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from feature_repo.bundle import champion, load_bundle, promote, write_bundle
+from feature_repo.bundle import Manifest, champion, load_bundle, promote, write_bundle
+from feature_repo.manifest import MANIFEST_FILE, decode, read_plain
+from feature_repo.reference import write_reference
+from jobs.lineage import lineage
 from jobs.model_card import model_card
 from jobs.train import TrainResult
-from schemas.errors import JobError
+from schemas.errors import BundleError, JobError
 from schemas.settings import Settings
 
-__all__ = ["Registered", "register"]
+__all__ = ["Registered", "find_registered", "make_live", "register"]
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,17 @@ class Registered:
     run_id: str
 
 
-def register(settings: Settings, result: TrainResult, *, make_champion: bool = False) -> Registered:
-    """Write the bundle, record it in MLflow, and make it champion if there is none or ``make_champion`` says so.
+def register(settings: Settings, result: TrainResult, *, make_champion: bool = False, promote_first: bool = True) -> Registered:
+    """Write the bundle, record it in MLflow, and make it champion if ``make_champion`` says so, or there is none and ``promote_first``.
 
     A bundle goes live only after it was loaded from disk as a scorer loads it. A version that fails before that stays in the
     registry without an alias.
     """
     name = result.spec.name
-    with tracking_client(settings) as client:
+    with lineage(settings, "register") as told, tracking_client(settings) as client:
+        table = result.manifest.data.get("table")
+        if table is not None:
+            told.reads_table(f"{settings.tables}/training_sets/{table}", result.manifest.data.get("version"))
         run = client.create_run(experiment(client, settings, name), run_name="train " + "..".join(result.manifest.train))
         run_id = run.info.run_id
         log_run(client, run_id, result)
@@ -48,16 +54,40 @@ def register(settings: Settings, result: TrainResult, *, make_champion: bool = F
         made = client.create_model_version(name, source=f"{run.info.artifact_uri}/bundle", run_id=run_id)
         version = str(made.version)
         folder = settings.models / name / version
-        manifest = msgspec.structs.replace(result.manifest, version=version)
-        write_bundle(folder, manifest, result.onnx, result.golden, model_card(manifest))
-        load_bundle(folder, result.spec.service)
+        manifest = msgspec.structs.replace(result.manifest, version=version, data={**result.manifest.data, "mlflow_run_id": run_id})
+        write_bundle(folder, manifest, result.onnx, result.golden, model_card(manifest, result.spec.blocks), settings.key_folder)
+        load_bundle(folder, result.spec.service, settings.key_folder)
+        if result.reference is not None:  # before it can go live: monitors count in its bins from the first prediction on
+            write_reference(settings.models, msgspec.structs.replace(result.reference, version=version))
         client.log_artifacts(run_id, str(folder), "bundle")
         client.set_terminated(run_id)
-        live = make_champion or champion(settings.models, name) is None
+        live = make_champion or (promote_first and champion(settings.models, name) is None)
         if live:
             promote(settings.models, folder)
         set_aliases(client, name, version, live)
+        told.writes_file(folder, version)
     return Registered(name, version, "champion" if live else "challenger", folder, run_id)
+
+
+def find_registered(settings: Settings, name: str, retrain_id: str) -> Path | None:
+    """The bundle that an earlier run of the same retrain left; the newest of several."""
+    own = []
+    for path in (settings.models / name).glob(f"*/{MANIFEST_FILE}"):
+        folder = path.parent
+        with suppress(BundleError):  # one that cannot be read is nobody's
+            data = decode(read_plain(folder, MANIFEST_FILE), Manifest, path).data
+            if data.get("retrain_id") == retrain_id and not folder.name.startswith("."):
+                own.append(folder)
+    return max(own, key=lambda folder: int(folder.name), default=None)
+
+
+def make_live(settings: Settings, name: str, version: str) -> Path:
+    """Point at ``version`` as the champion, here and in MLflow; ``previous`` is what was before. Doing it again changes nothing."""
+    folder = settings.models / name / version
+    promote(settings.models, folder)
+    with tracking_client(settings) as client:
+        set_aliases(client, name, version, live=True)
+    return folder
 
 
 @contextmanager
@@ -107,6 +137,6 @@ def set_aliases(client: Any, name: str, version: str, live: bool) -> None:
         client.set_registered_model_alias(name, "challenger", version)
         return
     before = client.get_registered_model(name).aliases.get("champion")
-    if before is not None:
+    if before is not None and str(before) != version:
         client.set_registered_model_alias(name, "previous", str(before))
     client.set_registered_model_alias(name, "champion", version)

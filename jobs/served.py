@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feature_repo.positions import PARTITION_SHIFT, position_of
 from feature_repo.views import FeatureService
-from jobs.positions import PARTITION_SHIFT, position_of
 from schemas.errors import ContractError
-from schemas.records import PREDICTION, Prediction
-from schemas.topics import PREDICTIONS
+from schemas.topics import PREDICTION_TOPICS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,13 +30,13 @@ def logged(archive: DataFrame, service: FeatureService) -> DataFrame:
     """Every archived prediction; ``nth`` 1 is *the* prediction of its id (its lowest offset), others are copies.
 
     ``features`` is float64[F] as bytes, NaN for null; ``stamps`` int64[views, STAMP_WORDS]; ``applied_<view>`` int64, an offset per
-    partition. event_time, arrival_ms and position are the source record's; logged_ms and logged_position the prediction's own.
-    ``fault`` says why a row cannot be judged; null is well.
+    partition. event_time, arrival_ms and position are the source record's; logged_ms and logged_position the prediction's own. ``score``
+    and ``threshold`` are null without a model. ``fault`` says why a row cannot be judged; null is well.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    entities = tuple(dict.fromkeys(view.entity for view in service.views))
+    entities = service.entities
     applied = tuple(f"applied_{view.name}" for view in service.views)
 
     def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -59,6 +58,7 @@ def logged(archive: DataFrame, service: FeatureService) -> DataFrame:
                 "position": pa.array([position_of(service.source, p.source_partition, p.source_offset) for p in rows], pa.int64()),
                 **texts,
                 "degraded": pa.array([p.degraded for p in rows], pa.bool_()),
+                **{name: pa.array([getattr(p, name) for p in rows], pa.float64()) for name in ("score", "threshold")},
                 "features": pa.array([np.array(p.features, np.float64).tobytes() for p in rows], pa.binary()),
                 "stamps": pa.array([_stamps(p, service) for p in rows], pa.binary()),
                 **{column: pa.array([np.array(p.applied.get(view.name, ()), np.int64).tobytes() for p in rows], pa.binary())
@@ -68,17 +68,21 @@ def logged(archive: DataFrame, service: FeatureService) -> DataFrame:
 
     schema = ", ".join([
         "prediction_id string, logged_ms long, logged_position long, event_id string, event_time long, arrival_ms long, position long",
-        *(f"{name} string" for name in (*entities, "model", "model_version")), "degraded boolean", "features binary, stamps binary",
+        *(f"{name} string" for name in (*entities, "model", "model_version")), "degraded boolean, score double, threshold double",
+        "features binary, stamps binary",
         *(f"{name} binary" for name in applied), "fault string"])
-    rows = archive.where(F.col("topic") == PREDICTIONS).select("partition", "offset", "arrival_ms", "value").mapInArrow(typed, schema)
+    records = archive.where(F.col("topic") == service.predictions).select("partition", "offset", "arrival_ms", "value")
+    rows = records.mapInArrow(typed, schema)
     return rows.withColumn("nth", F.row_number().over(Window.partitionBy("prediction_id").orderBy("logged_position")))
 
 
-def _decoded(value: bytes | None, place: str, service: FeatureService) -> tuple[Prediction, str | None]:
+def _decoded(value: bytes | None, place: str, service: FeatureService) -> tuple[Any, str | None]:
+    contract = PREDICTION_TOPICS[service.predictions]
     try:
-        prediction: Prediction = PREDICTION.decode(value)
+        prediction = contract.decode(value)
     except ContractError as error:
-        return Prediction(place, "", 0, "", "", 0, 0, 0, "", None, "", None, None, None, False, False, [], [], {}, 0), error.fact
+        nobody = [""] * len(service.entities)
+        return contract.record(place, "", 0, *nobody, 0, 0, 0, "", None, "", None, None, None, False, False, [], [], {}, 0), error.fact
     if prediction.service_hash != service.definition_hash:
         return prediction, OTHER_DEFINITION
     if len(prediction.features) != len(service.feature_names):
@@ -86,7 +90,7 @@ def _decoded(value: bytes | None, place: str, service: FeatureService) -> tuple[
     return prediction, None
 
 
-def _stamps(prediction: Prediction, service: FeatureService) -> bytes:
+def _stamps(prediction: Any, service: FeatureService) -> bytes:
     by_view = {stamp.view: stamp for stamp in prediction.stamps}
     words: list[int] = []
     for view in service.views:

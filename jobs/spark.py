@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from schemas.errors import JobError
 from schemas.jars import jars
@@ -19,7 +20,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["read_text", "session", "use_session", "write_text"]
+__all__ = ["LOG_HOURS", "read_text", "session", "use_session", "write_text"]
 
 QUIET = """
 status = error
@@ -31,6 +32,8 @@ appender.stderr.target = SYSTEM_ERR
 appender.stderr.layout.type = PatternLayout
 appender.stderr.layout.pattern = %d{yyyy-MM-dd HH:mm:ss} %p %c{1}: %m%n%ex
 """
+LOG_HOURS = 720
+"""Delta's logs reach back 30 days: no version can be read for longer, but the newest."""
 BATCH_ROWS = 16_384
 """Rows of one Arrow batch: large enough for numpy, small enough that a dozen of them are nothing."""
 
@@ -103,11 +106,14 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path) -> list[tu
         ("spark.sql.extensions", "io.delta.sql.DeltaSparkSessionExtension"),
         ("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog"),
         ("spark.sql.session.timeZone", "UTC"),
-        ("spark.sql.shuffle.partitions", str(2 * cores)),  # two waves: one slow partition does not idle the other cores
+        ("spark.sql.shuffle.partitions", "128"),  # before adaptive execution joins them: up to 64 MB, but as many as cores
         ("spark.sql.execution.arrow.pyspark.enabled", "true"),
         ("spark.sql.execution.arrow.maxRecordsPerBatch", str(BATCH_ROWS)),
         ("spark.sql.maxConcurrentOutputFileWriters", "32"),  # else a write partitioned by topic sorts every value first
         ("spark.databricks.delta.snapshotPartitions", "2"),  # stock 50 tasks to read a log of a dozen files
+        # How long a table remembers which files were replaced; stock is a week, and older versions are then refused, files or not.
+        ("spark.databricks.delta.properties.defaults.deletedFileRetentionDuration", f"interval {LOG_HOURS} hours"),
+        ("spark.databricks.delta.vacuum.enforceTimeTravelWithinDeletedFileRetentionDuration", "false"),
         ("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(cores)),
         ("spark.shuffle.compress", "false"),  # shuffles stay on this machine's disk cache: packing them is most of their cost
         ("spark.ui.enabled", "false"),
@@ -116,14 +122,20 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path) -> list[tu
 
 
 def write_text(spark: SparkSession, path: str, text: str) -> None:
-    """Put ``text`` into the file ``path``, a path or URL that tables may lie under, replacing what was there."""
+    """Put ``text`` into the file ``path``, a path or URL that tables may lie under, in place of what was there: all of it or nothing."""
     assert spark._jvm is not None
-    target = spark._jvm.org.apache.hadoop.fs.Path(path)
-    file = target.getFileSystem(spark._jsc.hadoopConfiguration()).create(target, True)
+    files, configuration = spark._jvm.org.apache.hadoop.fs, spark._jsc.hadoopConfiguration()
+    target, draft = files.Path(path), files.Path(f"{path}.{uuid4().hex}.draft")
+    file = target.getFileSystem(configuration).create(draft, True)
     try:
         file.write(text.encode())
     finally:
         file.close()
+    replace = spark._jvm.org.apache.hadoop.fs.Options.Rename
+    gateway: Any = spark.sparkContext._gateway
+    over = gateway.new_array(replace, 1)
+    over[0] = replace.OVERWRITE
+    files.FileContext.getFileContext(target.toUri(), configuration).rename(draft, target, over)
 
 
 def read_text(spark: SparkSession, path: str) -> str | None:
@@ -131,7 +143,13 @@ def read_text(spark: SparkSession, path: str) -> str | None:
     assert spark._jvm is not None
     target = spark._jvm.org.apache.hadoop.fs.Path(path)
     files = target.getFileSystem(spark._jsc.hadoopConfiguration())
-    return "".join(row[0] for row in spark.read.text(path, wholetext=True).collect()) if files.exists(target) else None
+    if not files.exists(target):
+        return None
+    file = files.open(target)  # ``spark.read`` passes over names with an underscore
+    try:
+        return str(spark._jvm.org.apache.commons.io.IOUtils.toString(file, "UTF-8"))
+    finally:
+        file.close()
 
 
 @contextmanager

@@ -4,7 +4,8 @@
                       threshold, no label needed
 
 The days between train and test are as long as a label takes. Nothing of them is trained on; the alert threshold is set on their
-scores, because they are the newest rows that the model has not seen, and a threshold by alert budget needs no labels.
+scores, because they are the newest rows that the model has not seen, and a threshold by alert budget needs no labels. A retrain, which has
+to learn from the newest labels that there are, tests on the days right after those it trained on, and sets the threshold there.
 """
 
 from __future__ import annotations
@@ -18,19 +19,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feature_repo.bundle import Golden, Manifest, Scorer
-from feature_repo.fraud import ModelSpec
+from feature_repo.models import ModelSpec
+from feature_repo.reference import Reference, build_reference
 from feature_repo.views import DAY_MS
 from jobs.fit import fit_local, fit_spark, recipe, to_onnx
+from jobs.lineage import lineage
 from jobs.metrics import alert_threshold, average_precision, card_precision_at_k, known_compromised, roc_auc
 from jobs.spark import use_session
-from jobs.training_rows import UNLABELLED_AT_MOST, Period, Rows, TrainingSet, check_gap, count_labels, open_training_set, read_rows
-from schemas.errors import JobError
+from jobs.training_rows import (
+    UNLABELLED_AT_MOST,
+    Period,
+    Rows,
+    TrainingSet,
+    check_gap,
+    check_known,
+    count_labels,
+    open_training_set,
+    read_rows,
+)
+from schemas.errors import FindingError, JobError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["LOCAL_ROWS", "TrainResult", "train"]
+__all__ = ["LOCAL_ROWS", "TrainResult", "measure", "not_blocked", "train"]
 
 LOCAL_ROWS = 2_000_000
 """Up to here one process fits (29 float32 features: 232 MB); above it Spark does."""
@@ -40,17 +53,21 @@ GOLDEN_ROWS = 32
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A trained model that is not registered yet: its manifest has no version and no files."""
+    """A trained model that is not registered yet: its manifest has no version and no files. ``judged`` are the test rows that its metrics
+    are of, ``scores`` what it gave them; ``reference`` is what monitors will compare it with (None: it is not watched)."""
 
     spec: ModelSpec
     manifest: Manifest
     onnx: bytes
     golden: Golden
+    judged: Rows
+    scores: np.ndarray[Any, Any]
+    reference: Reference | None = None
 
 
 def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Period, settings: Settings, *,
-          data: dict[str, Any] | None = None, spark: SparkSession | None = None) -> TrainResult:
-    """Fit ``spec`` on ``train_period``, measure it and two baselines on the same rows of ``test_period``.
+          data: dict[str, Any] | None = None, spark: SparkSession | None = None, known_ms: int | None = None) -> TrainResult:
+    """Fit ``spec`` on ``train_period``, measure it and its baselines on the same rows of ``test_period``.
 
     Parameters
     ----------
@@ -60,16 +77,30 @@ def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Perio
         What else is known of where the rows came from (offsets, mode), for the manifest.
     spark
         The session to use if there are more than ``LOCAL_ROWS`` rows to fit; without it one is made for them.
+    known_ms
+        The time of a retrain. All labels of both periods were known by then, and no gap is asked for.
 
-    Raises JobError: periods too close, labels not mature, only one class, ONNX that differs from XGBoost.
+    Raises FindingError: labels not mature, only one class. Raises JobError: periods too close, ONNX that differs from XGBoost.
     """
-    check_gap(train_period, test_period, spec.label_delay_ms)
+    with lineage(settings, "train") as run:
+        if isinstance(source, str | Path):
+            run.reads_table(str(source))
+        return _train(source, spec, train_period, test_period, settings, data, spark, known_ms)
+
+
+def _train(source: Any, spec: ModelSpec, train_period: Period, test_period: Period, settings: Settings, data: dict[str, Any] | None,
+           spark: SparkSession | None, known_ms: int | None) -> TrainResult:
+    if known_ms is None:
+        check_gap(train_period, test_period, spec.label_delay_ms)
+    else:
+        check_known(train_period, test_period, spec.label_delay_ms, known_ms)
     training_set = open_training_set(source, spec)
     after = read_rows(training_set, spec, train_period.end_ms, test_period.end_ms)
     gap, test = after.where(after.event_time < test_period.start_ms), after.where(after.event_time >= test_period.start_ms)
     test = labelled(test, "test", test_period)
-    if not len(gap):
-        raise JobError("the training set has no rows between train and test", hint="build it from the first to the last day")
+    unseen = gap if known_ms is None else test
+    if not len(unseen):
+        raise FindingError("the training set has no rows between train and test", hint="build it from the first to the last day")
     train_rows, train_positives = count_labels(training_set, train_period.start_ms, train_period.end_ms)
     large = bool(training_set.files) and train_rows > LOCAL_ROWS
     if large:
@@ -82,17 +113,23 @@ def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Perio
     onnx = to_onnx(fitted, len(spec.service.feature_names), spec.name)
     score = Scorer(onnx)
     check_export(fitted, score, test)
-    threshold = alert_threshold(gap.day, gap.card, score(gap.x), spec.alerts_per_day)
-    column = spec.service.feature_names.index(spec.baseline)
+    threshold = alert_threshold(unseen.day, unseen.card, score(unseen.x), spec.alerts_per_day)
+    judged = test.where(not_blocked(spec, seen, gap, test))
+    if not 0 < judged.label.sum() < len(judged):
+        raise FindingError(f"every {spec.label} event of the test period is of a {spec.subject_word} known before",
+                       hint="take a longer test period")
+    columns = {name: [spec.service.feature_names.index(name)] for name in spec.baselines}
     scores = {
-        "model": score(test.x),
-        "one_feature": fit_local(spec, seen.x[:, [column]], seen.label).predict_proba(test.x[:, [column]])[:, 1],
-        "dummy": np.full(len(test), seen.label.mean()),
+        "model": score(judged.x),
+        **{f"only_{name}": fit_local(spec, seen.x[:, column], seen.label).predict_proba(judged.x[:, column])[:, 1]
+           for name, column in columns.items()},
+        "dummy": np.full(len(judged), seen.label.mean()),
     }
-    metrics = measure(spec, seen, gap, test, scores)
-    alerts = scores["model"] >= threshold
+    metrics = {name: measure(spec, judged, each) for name, each in scores.items()}
+    on_test = score(test.x)
+    alerts = on_test >= threshold
     pairs = set(zip(test.day[alerts].tolist(), test.card[alerts].tolist(), strict=True))
-    metrics["model"]["alerted_cards_per_day"] = len(pairs) / test_period.days
+    metrics["model"][f"alerted_{spec.subject_word}s_per_day"] = len(pairs) / test_period.days
     manifest = Manifest(
         model=spec.name, version="", service=spec.service.name, service_hash=spec.service.definition_hash,
         views={view.name: view.definition_hash for view in spec.service.views}, inputs=list(spec.service.feature_names),
@@ -102,21 +139,30 @@ def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Perio
         data={**training_set.origin, **(data or {}), "train_rows": train_rows, "train_positives": train_positives,
               "fitted_by": "spark" if large else "local"},
     )
-    return TrainResult(spec, manifest, onnx, golden_rows(spec, test, scores["model"], score))
+    return TrainResult(spec, manifest, onnx, golden_rows(spec, test, on_test, score), judged, scores["model"],
+                       reference_of(spec, test, on_test, threshold))
+
+
+def reference_of(spec: ModelSpec, test: Rows, scores: np.ndarray[Any, Any], threshold: float) -> Reference | None:
+    """Test rows stand for what was served: they were not trained on, and come as they do in service. Their labels are all mature."""
+    if spec.drift is None:
+        return None
+    return build_reference(spec, "", features=test.x, scores=scores, threshold=threshold, labels=test.label, event_time=test.event_time,
+                           predicted_ms=test.event_time)
 
 
 def labelled(rows: Rows, what: str, period: Period) -> Rows:
-    """The rows whose label is known; raises JobError where too few are, or all are alike."""
+    """The rows whose label is known; raises FindingError where too few are, or all are alike."""
     if not len(rows):
-        raise JobError(f"the training set has no {what} rows of {period}", hint="is that period archived?")
+        raise FindingError(f"the training set has no {what} rows of {period}", hint="is that period archived?")
     known = ~np.isnan(rows.label)
     missing = 1 - known.mean()
     if missing > UNLABELLED_AT_MOST:
-        raise JobError(f"{missing:.1%} of the {len(rows):,} {what} rows of {period} have no label yet",
+        raise FindingError(f"{missing:.1%} of the {len(rows):,} {what} rows of {period} have no label yet",
                        hint="labels are not mature: take earlier days, or archive the outcomes first")
     rows = rows.where(known)
     if not 0 < rows.label.sum() < len(rows):
-        raise JobError(f"the {len(rows):,} {what} rows of {period} all have the label {int(rows.label[0])}",
+        raise FindingError(f"the {len(rows):,} {what} rows of {period} all have the label {int(rows.label[0])}",
                        hint="take a longer period")
     return rows
 
@@ -138,24 +184,24 @@ def check_export(fitted: Any, score: Scorer, rows: Rows) -> None:
                        hint="are xgboost, onnxmltools and onnxruntime the locked versions?")
 
 
-def measure(spec: ModelSpec, seen: Rows, gap: Rows, test: Rows, scores: dict[str, np.ndarray[Any, Any]]) -> dict[str, dict[str, float]]:
-    """Each score on the test rows of cards that were not known to be compromised when the day began (as the handbook does)."""
-    delay_days = -(-spec.label_delay_ms // DAY_MS)
-    event_day, card, label = (np.concatenate([getattr(rows, name) for rows in (seen, gap, test)]) for name in ("day", "card", "label"))
-    known = {int(day): known_compromised(event_day, card, label, int(day), delay_days) for day in np.unique(test.day)}
+def not_blocked(spec: ModelSpec, seen: Rows, gap: Rows, test: Rows) -> np.ndarray[Any, Any]:
+    """Which test rows are judged: where a true label blocks its subject, those of cards not known to be compromised when the day began."""
     fresh = np.ones(len(test), dtype=bool)
-    for day, cards in known.items():
-        fresh &= ~((test.day == day) & np.isin(test.card, cards))
-    judged, k = test.where(fresh), spec.alerts_per_day
-    if not 0 < judged.label.sum() < len(judged):
-        raise JobError("every fraud of the test period is on a card known to be compromised", hint="take a longer test period")
+    if spec.blocks:  # as the handbook does
+        delay_days = -(-spec.label_delay_ms // DAY_MS)
+        event_day, card, label = (np.concatenate([getattr(rows, name) for rows in (seen, gap, test)]) for name in ("day", "card", "label"))
+        for day in np.unique(test.day):
+            fresh &= ~((test.day == day) & np.isin(test.card, known_compromised(event_day, card, label, int(day), delay_days)))
+    return fresh
+
+
+def measure(spec: ModelSpec, judged: Rows, score: np.ndarray[Any, Any]) -> dict[str, float]:
+    """How good ``score`` is on the rows that are judged."""
+    k = spec.alerts_per_day
     return {
-        name: {
-            "rows": len(judged), "positives": int(judged.label.sum()), "auc": roc_auc(judged.label, score[fresh]),
-            "average_precision": average_precision(judged.label, score[fresh]),
-            f"card_precision_{k}": card_precision_at_k(judged.day, judged.card, score[fresh], judged.label, k),
-        }
-        for name, score in scores.items()
+        "rows": len(judged), "positives": int(judged.label.sum()), "auc": roc_auc(judged.label, score),
+        "average_precision": average_precision(judged.label, score),
+        f"{spec.subject_word}_precision_{k}": card_precision_at_k(judged.day, judged.card, score, judged.label, k),
     }
 
 

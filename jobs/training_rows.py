@@ -7,20 +7,19 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
+from feature_repo.archive_table import table_files
 from feature_repo.bundle import as_input
-from feature_repo.fraud import ModelSpec
+from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS
-from schemas.errors import JobError
+from schemas.errors import FindingError, JobError
 
-__all__ = ["UNLABELLED_AT_MOST", "Period", "Rows", "TrainingSet", "check_gap", "count_labels", "open_training_set", "parse_period",
-           "read_rows"]
+__all__ = ["UNLABELLED_AT_MOST", "Period", "Rows", "TrainingSet", "check_gap", "check_known", "count_labels", "open_training_set",
+           "parse_period", "read_rows"]
 
 EPOCH = date(1970, 1, 1)
-CARD = "card_id"
 UNLABELLED_AT_MOST = 0.01
 """Above this share, labels are not mature: what is missing is not missing at random."""
 
@@ -98,7 +97,7 @@ class Rows:
 def open_training_set(source: Any, spec: ModelSpec) -> TrainingSet:
     """A training set from a pandas frame, an Arrow table, or the path of a Parquet file, a Parquet folder or a Delta table.
 
-    Columns: event_id, event_time (int64 ms), card_id, label (boolean or integer, null: not known), every feature of the model.
+    Columns: event_id, event_time (int64 ms), the model's subject, label (boolean or integer, null: not known), every feature of the model.
     """
     import pandas as pd
     import pyarrow as pa
@@ -109,15 +108,15 @@ def open_training_set(source: Any, spec: ModelSpec) -> TrainingSet:
             opened = TrainingSet(ds.dataset(pa.Table.from_pandas(source, preserve_index=False)))
         elif isinstance(source, pa.Table):
             opened = TrainingSet(ds.dataset(source))
-        elif (log := Path(source) / "_delta_log").is_dir():
-            files, version = delta_files(log)
+        elif (Path(source) / "_delta_log").is_dir():
+            files, version = table_files(str(source))
             opened = TrainingSet(ds.dataset(files), files, {"table": Path(source).name, "version": version, **built_from(source)})
         else:
             dataset = ds.dataset(str(source))
             opened = TrainingSet(dataset, list(dataset.files), {"table": Path(source).name})
     except (OSError, pa.ArrowException) as error:
         raise JobError(f"training set {source} cannot be read: {error}", hint="it is Parquet or a Delta table") from error
-    wanted = ("event_id", "event_time", CARD, "label", *spec.service.feature_names)
+    wanted = ("event_id", "event_time", spec.subject, "label", *spec.service.feature_names)
     if missing := [name for name in wanted if name not in opened.dataset.schema.names]:
         raise JobError(f"the training set has no column {missing[0]!r} ({len(missing)} missing)",
                        hint="build it again with today's feature definitions")
@@ -126,35 +125,16 @@ def open_training_set(source: Any, spec: ModelSpec) -> TrainingSet:
                        f"declared are {spec.service.name}@{spec.service.definition_hash}", hint="build it again")
     unlabelled, all_rows = opened.origin.get("unlabelled", 0), opened.origin.get("transactions", 0)
     if unlabelled > UNLABELLED_AT_MOST * all_rows:
-        raise JobError(f"{unlabelled:,} of {all_rows:,} transactions had no label when the training set was built",
+        raise FindingError(f"{unlabelled:,} of {all_rows:,} transactions had no label when the training set was built",
                        hint="labels are not mature: take earlier days, or archive the outcomes first")
     return opened
 
 
 def built_from(folder: Any) -> dict[str, Any]:
-    """What the builder of a training set wrote beside it: archive version, offsets, counts."""
+    """What the builder of a training set wrote beside it: archive version, definitions, counts, digest."""
     manifest = Path(folder) / "_manifest.json"
     known: dict[str, Any] = json.loads(manifest.read_text()) if manifest.exists() else {}
     return known
-
-
-def delta_files(log: Path) -> tuple[list[str], int]:
-    """The live files of a Delta table, and its version, from its log of JSON commits.
-
-    Reading all Parquet files of the folder instead would bring back rows that a later version removed.
-    """
-    commits = sorted(log.glob("[0-9]*.json"))
-    if [int(commit.stem) for commit in commits] != list(range(len(commits))) or not commits:
-        raise JobError(f"the Delta log of {log.parent.name} does not reach back to version 0",
-                       hint="delete the folder and build the training set again")
-    live: set[str] = set()
-    for commit in commits:
-        for action in map(json.loads, commit.read_text().splitlines()):
-            if "add" in action:
-                live.add(unquote(action["add"]["path"]))
-            elif "remove" in action:
-                live.discard(unquote(action["remove"]["path"]))
-    return [str(log.parent / path) for path in sorted(live)], len(commits) - 1
 
 
 def count_labels(training_set: TrainingSet, start_ms: int, end_ms: int) -> tuple[int, int]:
@@ -169,7 +149,7 @@ def count_labels(training_set: TrainingSet, start_ms: int, end_ms: int) -> tuple
 def read_rows(training_set: TrainingSet, spec: ModelSpec, start_ms: int, end_ms: int) -> Rows:
     """The rows with start_ms <= event time < end_ms. Raises JobError where an event is there twice."""
     features = spec.service.feature_names
-    table = training_set.dataset.to_table(columns=["event_id", "event_time", CARD, "label", *features],
+    table = training_set.dataset.to_table(columns=["event_id", "event_time", spec.subject, "label", *features],
                                           filter=between(start_ms, end_ms))
     table = table.sort_by([("event_time", "ascending"), ("event_id", "ascending")])
     time, event = table["event_time"].to_numpy(), table["event_id"].to_numpy()
@@ -178,7 +158,7 @@ def read_rows(training_set: TrainingSet, spec: ModelSpec, start_ms: int, end_ms:
     x = np.empty((len(time), len(features)), dtype=np.float32)
     for index, name in enumerate(features):
         x[:, index] = as_input(table[name].cast("float64").to_numpy())
-    return Rows(time, table[CARD].to_numpy().astype(str), table["label"].cast("float64").to_numpy(), x)
+    return Rows(time, table[spec.subject].to_numpy().astype(str), table["label"].cast("float64").to_numpy(), x)
 
 
 def between(start_ms: int, end_ms: int) -> Any:
@@ -194,3 +174,12 @@ def check_gap(train: Period, test: Period, label_delay_ms: int) -> None:
         would_do = Period(earliest, earliest + (test.last - test.first))
         raise JobError(f"test begins {test.first}, but labels of the last training day {train.last} are known only from {earliest}",
                        hint=f"--train {train} --test {would_do} keeps the label delay of {label_delay_ms / DAY_MS:g} days")
+
+
+def check_known(train: Period, test: Period, label_delay_ms: int, known_ms: int) -> None:
+    """Raise JobError unless ``test`` lies after ``train`` and every label of both was known at ``known_ms``."""
+    if test.first <= train.last:
+        raise JobError(f"test {test} begins before train {train} ends", hint="a model is tested on later days")
+    if test.end_ms + label_delay_ms > known_ms:
+        late = (test.end_ms + label_delay_ms - known_ms) / DAY_MS
+        raise JobError(f"labels of {test.last} are known only {late:.1f} days after the time of the retrain", hint="take earlier days")

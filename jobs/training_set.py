@@ -11,25 +11,33 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from feature_repo.fraud import ModelSpec
+from feature_repo.archive_table import FOR_EVER, open_archive, write_file, write_table
+from feature_repo.identity import digest, row_digests
+from feature_repo.labelled import key_columns, labelled_records, labelled_rows
+from feature_repo.models import ModelSpec
 from feature_repo.vector import request_features
 from feature_repo.views import DAY_MS, FeatureService
-from jobs.events import bronze, bronze_version, end_offsets, events
+from jobs.events import bronze, bronze_path, bronze_version, events
 from jobs.features import Finish, feature_columns, from_bytes, history_ms, read_values, sweep_entities
+from jobs.labels import labelled, labels
+from jobs.lineage import lineage
 from jobs.served import logged
 from jobs.spark import use_session, write_text
-from schemas.errors import JobError
+from schemas.errors import FindingError, JobError
 from schemas.settings import Settings
-from schemas.topics import OUTCOMES
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["MODES", "Mode", "TrainingSet", "build_training_set", "training_set"]
+__all__ = ["MODES", "Engine", "Mode", "TrainingSet", "build_training_set", "fits_in_process",
+           "training_set"]
 
+Engine = Literal["auto", "spark", "process"]
 Mode = Literal["known", "ideal", "served"]
-LABEL_RANGE = 2**32
+DIGEST = "digest"
+LOGGED = ("logged_ms", "logged_position")
+LOW = 2**32 - 1
 MODES: tuple[Mode, ...] = ("known", "ideal", "served")
 
 
@@ -47,42 +55,105 @@ def training_set(settings: Settings, spec: ModelSpec, start_ms: int, end_ms: int
     return build_training_set(settings, spec, start_ms, end_ms, mode, spark).path
 
 
-def build_training_set(settings: Settings, spec: ModelSpec, start_ms: int, end_ms: int, mode: Mode = "known",
-                       spark: SparkSession | None = None, as_of_ms: int | None = None) -> TrainingSet:
-    """One row per labelled transaction with start_ms <= event time < end_ms, from the archive as it is now.
+def fits_in_process(settings: Settings, spec: ModelSpec, start_ms: int, end_ms: int, as_of_ms: int | None = None) -> bool:
+    """Whether so few archived records are needed that no Spark is: what ``engine`` ``auto`` asks when it is given no session."""
+    return _Asked(settings, spec, start_ms, end_ms, "known", as_of_ms, None, "").small()
 
-    Columns: event_id, event_time, card_id, terminal_id, label, then the features of ``spec.service`` in its order (null: no
-    value); mode ``served`` adds ``degraded``. Of transactions with one (event_id, event_time) the first to arrive counts. The
-    label is of the highest revision that had arrived by ``as_of_ms`` (default: everything archived); transactions without
-    one are counted in the manifest and left out. Raises JobError where there is nothing to read.
+
+def build_training_set(settings: Settings, spec: ModelSpec, start_ms: int, end_ms: int, mode: Mode = "known",
+                       spark: SparkSession | None = None, as_of_ms: int | None = None, *, engine: Engine = "auto",
+                       version: int | None = None) -> TrainingSet:
+    """One row per labelled transaction with start_ms <= event time < end_ms, from the archive at ``version`` (default: as it is now).
+
+    Columns: event_id, event_time, the entities, label, then the features of ``spec.service`` in its order (null: no
+    value); mode ``served`` adds ``degraded``. Of transactions with one identity the first to arrive counts. What arrived after
+    ``as_of_ms`` (default: nothing) is not there; the label is of the highest revision; transactions without one are counted in the
+    manifest and left out. Same archive version, definitions and as_of_ms: same rows, told by ``content_hash``, whatever the engine.
+
+    ``engine`` ``process`` computes in this process, ``spark`` on Spark, ``auto`` in this process where no more than
+    ``settings.process_rows`` archived records are needed, and no session is given. Raises JobError where there is nothing to read.
     """
-    with use_session(spark, settings, "training-set") as own:
-        began = time.monotonic()
-        version = bronze_version(own, settings)
-        archive = bronze(own, settings, version)
-        if as_of_ms is None:
-            as_of_ms = archive.agg({"arrival_ms": "max"}).collect()[0][0]
-        source = _Source(archive, spec, start_ms, end_ms, as_of_ms)
-        counted, rows = source.served() if mode == "served" else source.recomputed(ideal=mode == "ideal")
-        path = f"{settings.tables}/training_sets/{spec.name}-{mode}-{_day(start_ms)}..{_day(end_ms - 1)}"
-        rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(path)
-        seen = {key: int(value or 0) for key, value in counted.get.items()}
-        if not seen["transactions"]:
-            raise JobError(f"no transaction in {_day(start_ms)}..{_day(end_ms - 1)} is archived"
-                           + (" with a prediction" if mode == "served" else ""), hint="headrace archive")
-        manifest = {
-            "model": spec.name, "mode": mode, "service": spec.service.name, "service_hash": spec.service.definition_hash,
-            "period": [_day(start_ms), _day(end_ms - 1)], "rows": seen["transactions"] - seen["unlabelled"], **seen,
-            "as_of_ms": as_of_ms, "labels_mature": as_of_ms >= end_ms + spec.label_delay_ms,
-            "bronze_version": version, "offsets": end_offsets(archive), "seconds": round(time.monotonic() - began, 2),
+    began = time.monotonic()
+    path = f"{settings.tables}/training_sets/{spec.name}-{mode}-{_day(start_ms)}..{_day(end_ms - 1)}"
+    asked = _Asked(settings, spec, start_ms, end_ms, mode, as_of_ms, version, path)
+    if engine == "auto":
+        engine = "process" if spark is None and mode != "served" and asked.small() else "spark"
+    with lineage(settings, "training-set") as run:
+        if engine == "process":
+            manifest = {**asked.in_process(), "engine": engine, "seconds": round(time.monotonic() - began, 2)}
+            write_file(f"{path}/_manifest.json", json.dumps(manifest, indent=1))
+        else:
+            with use_session(spark, settings, "training-set") as own:
+                manifest = {**asked.on_spark(own), "engine": engine, "seconds": round(time.monotonic() - began, 2)}
+                write_text(own, f"{path}/_manifest.json", json.dumps(manifest, indent=1))
+        run.reads_table(bronze_path(settings), manifest["bronze_version"])
+        run.writes_table(path)
+    return TrainingSet(path, manifest)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A training set to be built; both ways of building write its table and return its manifest."""
+
+    settings: Settings
+    spec: ModelSpec
+    start_ms: int
+    end_ms: int
+    mode: Mode
+    as_of_ms: int | None
+    version: int | None
+    path: str
+
+    def small(self) -> bool:
+        """Whether so few archived records are needed that this process can hold them."""
+        until_ms = FOR_EVER if self.as_of_ms is None else self.as_of_ms
+        archive = open_archive(self.settings, self.version)
+        return labelled_records(archive, self.spec, self.start_ms, self.end_ms, until_ms) <= self.settings.process_rows
+
+    def in_process(self) -> dict[str, Any]:
+        if self.mode == "served":
+            raise JobError("served sets are built by Spark", hint="--engine spark")
+        archive = open_archive(self.settings, self.version)
+        as_of_ms = archive.newest_ms if self.as_of_ms is None else self.as_of_ms
+        built = labelled_rows(archive, self.spec, self.start_ms, self.end_ms, as_of_ms, ideal=self.mode == "ideal")
+        manifest = self._manifest(archive.version, as_of_ms, built.counts, digest(row_digests(built.table)))
+        write_table(self.path, built.table)
+        return manifest
+
+    def on_spark(self, spark: SparkSession) -> dict[str, Any]:
+        from pyspark.sql import Observation
+        from pyspark.sql import functions as F
+
+        version = bronze_version(spark, self.settings) if self.version is None else self.version
+        archive = bronze(spark, self.settings, version)
+        as_of_ms = archive.agg({"arrival_ms": "max"}).collect()[0][0] if self.as_of_ms is None else self.as_of_ms
+        source = _Source(archive.where(F.col("arrival_ms") <= as_of_ms), self.spec, self.start_ms, self.end_ms, as_of_ms)
+        counted, rows = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
+        digests, low, high = Observation(), F.col(DIGEST).bitwiseAND(LOW), F.shiftrightunsigned(DIGEST, 32)  # the sum of longs could wrap
+        rows = rows.observe(digests, F.sum(low).alias("low"), F.sum(high).alias("high")).drop(DIGEST)
+        rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(self.path)
+        sums = {name: value or 0 for name, value in digests.get.items()}
+        counts = {name: int(value or 0) for name, value in counted.get.items()}
+        return self._manifest(version, as_of_ms, counts, (sums["low"] + (sums["high"] << 32)) % 2**64)
+
+    def _manifest(self, version: int, as_of_ms: int, counts: dict[str, int], content: int) -> dict[str, Any]:
+        """Raises FindingError where there is nothing to read."""
+        period, service = [_day(self.start_ms), _day(self.end_ms - 1)], self.spec.service
+        if not counts["transactions"]:
+            served = " with a prediction" if self.mode == "served" else ""
+            raise FindingError(f"no transaction in {'..'.join(period)} is archived{served}", hint="headrace archive")
+        return {
+            "model": self.spec.name, "mode": self.mode, "service": service.name, "service_hash": service.definition_hash, "period": period,
+            "rows": counts["transactions"] - counts["unlabelled"], **counts,
+            "labelled_percent": round(100 * (1 - counts["unlabelled"] / counts["transactions"]), 2),
+            "as_of_ms": as_of_ms, "labels_mature": as_of_ms >= self.end_ms + self.spec.label_delay_ms,
+            "bronze_version": version, "seed": self.spec.seed, "content_hash": f"{content:016x}",
         }
-        write_text(own, f"{path}/_manifest.json", json.dumps(manifest, indent=1))
-        return TrainingSet(path, manifest)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The archive, and which rows of it are wanted."""
+    """The archive as it was known, and which rows of it are wanted."""
 
     archive: DataFrame
     spec: ModelSpec
@@ -91,57 +162,44 @@ class _Source:
     as_of_ms: int
 
     def recomputed(self, ideal: bool) -> tuple[Any, DataFrame]:
-        from pyspark.sql import Window
         from pyspark.sql import functions as F
 
         service = self.spec.service
         past = self.start_ms - history_ms(service.views)
         numbers = [name for name in service.event_columns if name != "event_time"]
         of_source = events(self.archive, service.source, service.views, numbers=numbers, event_time=(past, self.end_ms))
-        first = F.row_number().over(Window.partitionBy("event_id", "event_time").orderBy("arrival_ms", "position")) == 1
-        wanted = of_source.withColumn("query", first & (F.col("event_time") >= self.start_ms))
-        counted, labelled = self._labelled(wanted, F.col("query"))
-        rows = labelled.withColumn("query", F.col("query") & F.col("label").isNotNull())
+        counted, rows = self._labelled(of_source, ("arrival_ms", "position"))
+        rows = rows.withColumn("query", F.col("first") & F.col("label").isNotNull()).drop("first")
         others = {source: events(self.archive, source, service.views, event_time=(past, self.end_ms))
                   for source in {view.source for view in service.views} - {service.source}}
-        return counted, sweep_entities(rows, others, service, read_values, _vectors(service), _schema(service), ideal=ideal)
+        return counted, sweep_entities(rows, others, service, read_values, _vectors(service), f"{_schema(service)}, {DIGEST} long",
+                                       ideal=ideal)
 
     def served(self) -> tuple[Any, DataFrame]:
         """The logged vectors: of an event's predictions, with the features of today's definition, the first."""
-        from pyspark.sql import Window
         from pyspark.sql import functions as F
 
         service = self.spec.service
-        usable = F.col("fault").isNull() & F.col("event_time").between(self.start_ms, self.end_ms - 1)
-        first = F.row_number().over(Window.partitionBy("event_id", "event_time").orderBy("logged_ms", "logged_position"))
-        served = logged(self.archive, service).where(usable).withColumn("nth", first).where("nth = 1")
-        counted, labelled = self._labelled(served, F.lit(True))
-        rows = labelled.where(F.col("label").isNotNull()).select(*_keys(service), "label", "degraded", "features")
-        return counted, rows.mapInArrow(_logged(service), f"{_schema(service)}, degraded boolean")
+        usable = logged(self.archive, service).where(F.col("fault").isNull() & F.col("event_time").between(self.start_ms, self.end_ms - 1))
+        counted, rows = self._labelled(usable.select(*key_columns(service), "degraded", "features", *LOGGED), LOGGED)
+        rows = rows.where(F.col("first") & F.col("label").isNotNull()).select(*key_columns(service), "label", "degraded", "features")
+        return counted, rows.mapInArrow(_logged(service), f"{_schema(service)}, degraded boolean, {DIGEST} long")
 
-    def _labelled(self, rows: DataFrame, query: Any) -> tuple[Any, DataFrame]:
-        """``rows`` with ``label``, and the counts of queries that are there once the result was computed."""
+    def _labelled(self, rows: DataFrame, order: tuple[str, str]) -> tuple[Any, DataFrame]:
+        """``rows`` with ``label`` and ``first``, the period's first ones; and their counts once the result was computed."""
         from pyspark.sql import Observation
         from pyspark.sql import functions as F
 
-        label = self.spec.label
-        outcomes = events(self.archive, OUTCOMES, self.spec.service.views, numbers=("revision", label),
-                          event_time=(self.start_ms, self.end_ms), sets=False).where(F.col("arrival_ms") <= self.as_of_ms)
-        # One number to order by (labels are under 2**32): a struct would be sorted instead of hashed, twice.
-        newest = F.max(F.col("revision") * LABEL_RANGE + F.col(label))
-        known = outcomes.groupBy("event_id", "event_time").agg((newest % LABEL_RANGE).alias("label")).hint("shuffle_hash")
-        counted = Observation()
-        return counted, rows.join(known, ["event_id", "event_time"], "left").observe(
-            counted, F.count_if(query).alias("transactions"), F.count_if(query & F.col("label").isNull()).alias("unlabelled"),
-            F.sum(F.when(query, F.col("label"))).alias("positives"))
-
-
-def _keys(service: FeatureService) -> tuple[str, ...]:
-    return ("event_id", "event_time", *dict.fromkeys(view.entity for view in service.views))
+        found = labelled(rows, labels(self.archive, self.spec, self.start_ms, self.end_ms, self.as_of_ms), order)
+        found = found.withColumn("first", F.col("first") & (F.col("event_time") >= self.start_ms))
+        counted, one = Observation(), F.col("first")
+        return counted, found.observe(
+            counted, F.count_if(one).alias("transactions"), F.count_if(one & F.col("label").isNull()).alias("unlabelled"),
+            F.sum(F.when(one, F.col("label"))).alias("positives"))
 
 
 def _schema(service: FeatureService) -> str:
-    keys = (f"{name} {'long' if name == 'event_time' else 'string'}" for name in _keys(service))
+    keys = (f"{name} {'long' if name == 'event_time' else 'string'}" for name in key_columns(service))
     return ", ".join([*keys, "label long", *(f"{name} double" for name in service.feature_names)])
 
 
@@ -155,9 +213,9 @@ def _vectors(service: FeatureService) -> Finish:
         for view in service.views:
             matrix[:, service.view_slice(view)] = answers[view.name]
         request_features(service, matrix, {name: own[name].to_numpy() for name in service.event_columns})
-        keys = [*_keys(service), "label"]
+        keys = [*key_columns(service), "label"]
         columns = [queries[name].combine_chunks() for name in keys]
-        return pa.RecordBatch.from_arrays([*columns, *feature_columns(matrix)], names=[*keys, *service.feature_names])
+        return _digested(pa.RecordBatch.from_arrays([*columns, *feature_columns(matrix)], names=[*keys, *service.feature_names]))
 
     return finish
 
@@ -168,12 +226,18 @@ def _logged(service: FeatureService) -> Callable[[Iterator[pa.RecordBatch]], Ite
     def rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        keys = [*_keys(service), "label"]
+        keys = [*key_columns(service), "label"]
         for batch in batches:
             columns = [*(batch[name] for name in keys), *feature_columns(from_bytes(batch["features"])), batch["degraded"]]
-            yield pa.RecordBatch.from_arrays(columns, names=[*keys, *service.feature_names, "degraded"])
+            yield _digested(pa.RecordBatch.from_arrays(columns, names=[*keys, *service.feature_names, "degraded"]))
 
     return rows
+
+
+def _digested(batch: pa.RecordBatch) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    return batch.append_column(DIGEST, pa.array(row_digests(batch).view(np.int64)))
 
 
 def _day(at_ms: int) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-__all__ = ["Verdict", "admit"]
+__all__ = ["MAX_SKEW_MS", "Verdict", "admit"]
+
+MAX_SKEW_MS = 300_000
+"""What clocks may differ by where no view says otherwise."""
 
 Verdict = Literal["admitted", "late", "clock-skew"]
 

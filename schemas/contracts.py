@@ -8,6 +8,7 @@ which is what the decoder accepts; later drafts take ``1.0`` for an integer.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import msgspec
 
 from schemas.errors import ContractError
 
-__all__ = ["MAX_VALUE_BYTES", "Contract", "explain_reason"]
+__all__ = ["MAX_VALUE_BYTES", "Contract", "Traffic", "explain_reason", "refusal"]
 
 MAX_VALUE_BYTES = 1 << 20
 """A larger value is refused unread: a decoder must not be made to allocate."""
@@ -40,6 +41,16 @@ HINTS = {
 def explain_reason(reason: str) -> str:
     """What a producer can do about a dead letter of this ``reason``."""
     return HINTS.get(reason, "see the contract's published JSON Schema")
+
+
+def refusal(error: Exception) -> ContractError:
+    """What an error of a decoder says of the record."""
+    fact = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        return ContractError("not-json", f"value is not JSON: {fact}", hint=HINTS["not-json"])
+    reason = ("unknown-field" if UNKNOWN_FIELD.search(fact) else "missing-field" if MISSING_FIELD.search(fact)
+              else "wrong-type" if WRONG_TYPE.search(fact) else "out-of-range")
+    return ContractError(reason, fact, hint=HINTS[reason])
 
 
 @dataclass(frozen=True)
@@ -98,13 +109,14 @@ class Contract:
             raise ContractError("too-large", f"value has {len(value)} bytes", hint=HINTS["too-large"])
         try:
             return self.decoder.decode(value)
-        except msgspec.ValidationError as error:
-            fact = str(error)
-            reason = ("unknown-field" if UNKNOWN_FIELD.search(fact) else "missing-field" if MISSING_FIELD.search(fact)
-                      else "wrong-type" if WRONG_TYPE.search(fact) else "out-of-range")
-            raise ContractError(reason, fact, hint=HINTS[reason]) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ContractError("not-json", f"value is not JSON: {error}", hint=HINTS["not-json"]) from error
+            raise refusal(error) from error
+
+    def blank(self) -> Any:
+        """A record that says nothing, for trying out what takes one: texts are "-", all else is 0."""
+        kinds = msgspec.inspect.type_info(self.record)
+        assert isinstance(kinds, msgspec.inspect.StructType)
+        return self.record(*("-" if isinstance(field.type, msgspec.inspect.StrType) else 0 for field in kinds.fields))
 
     def json_schema(self) -> dict[str, Any]:
         """The published JSON Schema (draft-04), with owner, key and personal-data tags as ``x-`` members."""
@@ -116,3 +128,15 @@ class Contract:
         }
         return {"$schema": "http://json-schema.org/draft-04/schema#", "id": self.type, **body, "description": self.doc,
                 "x-owner": self.owner, "x-key": self.key, "x-compatibility": self.compatibility}
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What of one use case travels: topics that producers write and those that its scorers write, each with its contract.
+
+    A predictions topic belongs to one feature service: its last record says how far that service's scorers have come.
+    """
+
+    use_case: str
+    sources: Mapping[str, Contract]
+    predictions: Mapping[str, Contract]

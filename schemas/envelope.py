@@ -14,12 +14,14 @@ from schemas.contracts import Contract
 from schemas.errors import ContractError
 
 __all__ = [
+    "ATTRIBUTES",
     "CE_TYPE",
     "CLOCK_HEADERS",
     "CLOCK_TYPE",
     "LATE",
     "SENT_NS",
     "SOURCE_OFFSET",
+    "SPECIFICATION",
     "VALUE_BYTES",
     "Headers",
     "check_cloud_event",
@@ -34,6 +36,10 @@ CE_TYPE = "ce_type"
 CLOCK_TYPE = b"headrace.clock.v1"
 CLOCK_HEADERS: Headers = [(CE_TYPE, CLOCK_TYPE)]
 """Headers of a clock record: no event, it says that its partition has been read up to its timestamp."""
+
+ATTRIBUTES = (CE_TYPE, "ce_specversion")
+"""Headers that can contradict a contract."""
+SPECIFICATION = b"1.0"
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MINUTE = int((datetime(9999, 12, 31, 23, 59, tzinfo=UTC) - EPOCH).total_seconds()) // 60
@@ -65,7 +71,7 @@ def cloud_event_headers(contract: Contract, source: str) -> Callable[[str, int],
 
     What is the same for all events of ``contract`` from ``source`` is made here, once.
 
-    >>> from schemas.records import TRANSACTION
+    >>> from schemas.fraud import TRANSACTION
     >>> dict(cloud_event_headers(TRANSACTION, "/replay")("t-1", 1_529_280_015_007))["ce_time"]
     b'2018-06-18T00:00:15.007Z'
     """
@@ -92,7 +98,7 @@ def check_cloud_event(headers: Iterable[tuple[str, bytes | None]] | None, contra
         if name == CE_TYPE and value != contract.type_bytes:
             raise ContractError("wrong-type", f"ce_type is {(value or b'')[:80]!r}, this topic takes {contract.type}",
                                 hint="send the event to its own topic, or correct ce_type")
-        if name == "ce_specversion" and value != b"1.0":
+        if name == "ce_specversion" and value != SPECIFICATION:
             raise ContractError("wrong-type", f"ce_specversion is {(value or b'')[:20]!r}, supported is 1.0", hint="use CloudEvents 1.0")
 
 

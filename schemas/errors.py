@@ -6,9 +6,12 @@
     ├── DefinitionError        a view, service or model is declared wrongly
     ├── StoreError             the online store said no, or did not answer
     │   └── BelowFloorError    the history asked for was trimmed; it belongs to Delta
+    ├── RefusedError           a request over HTTP is refused (has ``status`` and ``reason``)
     ├── LogError               Kafka refused, or did not answer
     ├── RuntimeFault           an embedded process cannot be started or died for good
-    ├── JobError               a Spark job cannot go on
+    ├── JobError               a job over the tables cannot go on
+    │   ├── CheckError         a training set breaks its rules (has ``checked``)
+    │   └── FindingError       what is archived does not suffice to train or to judge a model
     └── BundleError            a model bundle is damaged, unsafe or does not fit
 
 Messages are lower-case facts with values; ``hint`` says what to do. Foreign exceptions stop at the owner of their library.
@@ -17,8 +20,8 @@ Messages are lower-case facts with values; ``hint`` says what to do. Foreign exc
 from __future__ import annotations
 
 __all__ = [
-    "BelowFloorError", "BundleError", "ContractError", "DefinitionError", "HeadraceError", "JobError", "LogError",
-    "RuntimeFault", "SettingsError", "StoreError",
+    "BelowFloorError", "BundleError", "CheckError", "ContractError", "DefinitionError", "FindingError", "HeadraceError",
+    "JobError", "LogError", "RefusedError", "RuntimeFault", "SettingsError", "StoreError",
 ]
 
 
@@ -62,6 +65,18 @@ class BelowFloorError(StoreError):
     pass
 
 
+class RefusedError(HeadraceError):
+    """``status`` is HTTP's, ``reason`` a stable word such as ``overloaded``; ``retry_s``: when it may be tried again."""
+
+    exit_code = 9
+
+    def __init__(self, status: int, reason: str, fact: str, *, hint: str = "", retry_s: int | None = None) -> None:
+        super().__init__(fact, hint=hint)
+        self.status = status
+        self.reason = reason
+        self.retry_s = retry_s
+
+
 class LogError(HeadraceError):
     exit_code = 4
 
@@ -72,6 +87,20 @@ class RuntimeFault(HeadraceError):
 
 class JobError(HeadraceError):
     exit_code = 6
+
+
+class CheckError(JobError):
+    """A training set that breaks its rules; ``checked`` is the whole report."""
+
+    exit_code = 8
+
+    def __init__(self, fact: str, checked: object, *, hint: str = "") -> None:
+        super().__init__(fact, hint=hint)
+        self.checked = checked
+
+
+class FindingError(JobError):
+    """Says something of the data, not of a machine: the same job on the same data finds it again."""
 
 
 class BundleError(HeadraceError):

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.contracts import MAX_VALUE_BYTES, Contract
-from schemas.records import DEAD_LETTER, OUTCOME, PREDICTION, TRANSACTION
+from schemas.evaluations import EVALUATION, EVALUATIONS
+from schemas.monitoring import ASKS, CONTROL, RUNS
+from schemas.records import DEAD_LETTER
+from schemas.releases import RELEASE, RELEASES
 from schemas.settings import Settings
+from schemas.use_cases import TRAFFIC
 
-__all__ = [
-    "BROKER_MAX_BYTES", "DERIVED_MAX_BYTES", "OUTCOMES", "OUTCOMES_VALID", "PREDICTIONS", "SOURCES", "TRANSACTIONS", "TRANSACTIONS_VALID",
-    "Topic", "catalogue", "dead_letter_topic", "valid_topic",
-]
+__all__ = ["BROKER_MAX_BYTES", "DERIVED_MAX_BYTES", "ONE_PARTITION", "PREDICTION_TOPICS", "SOURCES", "VALID_DAYS", "Topic",
+           "answered_topic", "catalogue", "dead_letter_topic", "sources", "valid_topic"]
 
-TRANSACTIONS = "transactions"
-OUTCOMES = "outcomes"
-PREDICTIONS = "predictions"
+SOURCES: dict[str, Contract] = {topic: contract for traffic in TRAFFIC for topic, contract in traffic.sources.items()}
+"""What producers write in any use case, and the contract each is held to."""
+PREDICTION_TOPICS: dict[str, Contract] = {topic: contract for traffic in TRAFFIC for topic, contract in traffic.predictions.items()}
+VALID_DAYS = 7
+CONTROL_DAYS = 730
+ONE_PARTITION = frozenset({RELEASES, *CONTROL})
+"""Topics whose records have one order, however many partitions the others have."""
 DAY_MS = 86_400_000
 FOR_EVER = str(2**63 - 1)
 BROKER_MAX_BYTES = 8 << 20  # producers may send more than a contract allows: it must reach the dead letters, not vanish
@@ -31,10 +37,15 @@ def dead_letter_topic(source: str) -> str:
     return f"{source}.dlq"
 
 
-TRANSACTIONS_VALID = valid_topic(TRANSACTIONS)
-OUTCOMES_VALID = valid_topic(OUTCOMES)
-SOURCES = {TRANSACTIONS: TRANSACTION, OUTCOMES: OUTCOME}
-"""What producers write, and the contract each is held to."""
+def answered_topic(predictions: str) -> str:
+    """Predictions made by request. Not ``predictions`` itself: there the last record of a partition says how far its scorer is."""
+    return f"{predictions}.answered"
+
+
+def sources(settings: Settings) -> dict[str, Contract]:
+    """Those of the use cases that ``settings`` name."""
+    return {topic: contract for traffic in TRAFFIC if traffic.use_case in settings.use_cases
+            for topic, contract in traffic.sources.items()}
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class Topic:
 
 
 def catalogue(settings: Settings) -> list[Topic]:
-    """Every topic that headrace uses, as ``settings`` say it must be.
+    """Every topic of the use cases that ``settings`` name, as they say it must be.
 
     In replays arrival times are the publisher's, so retention by time would delete 2018 at once: there it is bounded in bytes,
     and the broker takes stamps from any time (admission judges the future, not the broker).
@@ -65,13 +76,22 @@ def catalogue(settings: Settings) -> list[Topic]:
     def topic(name: str, contract: Contract, days: int, arrival_from_broker: bool, max_bytes: int = DERIVED_MAX_BYTES) -> Topic:
         return Topic(name, contract, settings.partitions, settings.replication, config(days, arrival_from_broker, max_bytes))
 
-    topics = [topic(PREDICTIONS, PREDICTION, 30, True)]
-    for source, contract in SOURCES.items():
-        topics += [
-            topic(source, contract, 30, True, BROKER_MAX_BYTES),
-            topic(valid_topic(source), contract, 7, False),  # carries the source's arrival time on
-            topic(dead_letter_topic(source), DEAD_LETTER, 90, True),
-        ]
+    topics = [Topic(RELEASES, RELEASE, 1, settings.replication, {
+        "cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1", "message.timestamp.type": "CreateTime"})]
+    topics.append(topic(EVALUATIONS, EVALUATION, 30, True))
+    for traffic in TRAFFIC:
+        if traffic.use_case not in settings.use_cases:
+            continue
+        topics += [topic(name, contract, 30, True) for predictions, contract in traffic.predictions.items()
+                   for name in (predictions, answered_topic(predictions))]
+        for source, contract in traffic.sources.items():
+            topics += [
+                topic(source, contract, 30, True, BROKER_MAX_BYTES),
+                topic(valid_topic(source), contract, VALID_DAYS, False),  # carries the source's arrival time on
+                topic(dead_letter_topic(source), DEAD_LETTER, 90, True),
+            ]
+    topics += [Topic(name, contract, 1, settings.replication, config(CONTROL_DAYS, name in (RUNS, ASKS), DERIVED_MAX_BYTES))
+               for name, contract in CONTROL.items()]
     return topics
 
 

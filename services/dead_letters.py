@@ -8,7 +8,8 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from feature_repo.fraud import VIEWS
+from feature_repo.use_cases import USE_CASES
+from feature_repo.views import skew_ms
 from feature_repo.wire import Wire, pack
 from schemas.contracts import explain_reason
 from schemas.envelope import Headers, check_cloud_event, header
@@ -44,7 +45,7 @@ class Letter:
             ahead_ms = SOURCES[self.source].decode(self.value).event_time - arrival_ms
         except ContractError as error:
             return error
-        if ahead_ms > min(view.max_skew_ms for view in VIEWS if view.source == self.source):
+        if ahead_ms > skew_ms((view for case in USE_CASES for view in case.views), self.source):
             return ContractError("clock-skew", f"event_time is still {ahead_ms} ms ahead", hint=explain_reason("clock-skew"))
         return None
 
@@ -58,10 +59,10 @@ class Replay:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-def read_letters(bootstrap: str, reason: str | None = None) -> Iterator[Letter]:
-    """All dead letters of all sources, each source record once, in the order of the topics."""
+def read_letters(bootstrap: str, sources: Iterable[str], reason: str | None = None) -> Iterator[Letter]:
+    """All dead letters of ``sources``, each source record once, in the order of the topics."""
     seen = set()
-    for source in SOURCES:
+    for source in sources:
         for message in read_topic(bootstrap, dead_letter_topic(source)):
             letter = _letter(source, message)
             if letter.id not in seen and reason in (None, letter.reason):
@@ -69,8 +70,8 @@ def read_letters(bootstrap: str, reason: str | None = None) -> Iterator[Letter]:
                 yield letter
 
 
-def find_letter(bootstrap: str, identity: str) -> Letter:
-    for letter in read_letters(bootstrap):
+def find_letter(bootstrap: str, sources: Iterable[str], identity: str) -> Letter:
+    for letter in read_letters(bootstrap, sources):
         if letter.id == identity:
             return letter
     raise DefinitionError(f"there is no dead letter {identity!r}", hint="`headrace dlq list` shows the ids")

@@ -8,14 +8,12 @@ from typing import NamedTuple
 import msgspec
 
 from schemas.envelope import Headers, cloud_event_headers
-from schemas.records import OUTCOME, TRANSACTION, Outcome, Transaction
-from schemas.topics import OUTCOMES, TRANSACTIONS
+from schemas.topics import SOURCES
 from services.timeline import Arrivals
 
 __all__ = ["Encoder", "Record"]
 
 NO_HEADERS: Headers = []
-COMMON = ("event_id", "event_time", "card_id", "terminal_id")
 
 
 class Record(NamedTuple):
@@ -27,37 +25,27 @@ class Record(NamedTuple):
 
 
 class Encoder:
-    """Makes records; ``source`` says in their headers where they come from.
+    """Makes records of ``topic``; ``source`` says in their headers where they come from.
 
-    A refused row keeps its key where the card can be read, so it stays among the card's events; it has no headers, for it is not
+    A refused row keeps its key where that can be read, so it stays among the entity's events; it has no headers, for it is not
     known to be an event.
     """
 
-    def __init__(self, source: str) -> None:
-        self._encode = msgspec.json.Encoder().encode
-        self._transaction_headers = cloud_event_headers(TRANSACTION, source)
-        self._outcome_headers = cloud_event_headers(OUTCOME, source)
+    def __init__(self, topic: str, source: str) -> None:
+        self._topic, self._contract = topic, SOURCES[topic]
+        self._headers = cloud_event_headers(self._contract, source)
 
-    def transactions(self, pieces: Iterable[Arrivals]) -> Iterator[Record]:
-        encode, headers = self._encode, self._transaction_headers
+    def records(self, pieces: Iterable[Arrivals]) -> Iterator[Record]:
+        topic, headers, make = self._topic, self._headers, self._contract.record
+        names = make.__struct_fields__
+        identity, time, key_at = (names.index(name) for name in ("event_id", "event_time", self._contract.key))
+        encode = msgspec.json.Encoder().encode
         for piece in pieces:
-            columns = (piece.rows[name].to_pylist() for name in (*COMMON, "amount_minor", "refused"))
-            for event_id, time, card, terminal, amount, refused, arrival in zip(*columns, piece.arrival_ms.tolist(), strict=True):
-                key = None if card is None else card.encode()
+            columns = [piece.rows[name].to_pylist() for name in names if name in piece.rows.schema.names]  # without those with defaults
+            refusals = piece.rows[f"refused.{topic}"].to_pylist()
+            for values, refused, arrival in zip(zip(*columns, strict=True), refusals, piece.arrival_ms.tolist(), strict=True):
+                key = None if values[key_at] is None else values[key_at].encode()
                 if refused is None:
-                    value = encode(Transaction(event_id, time, card, terminal, amount))
-                    yield Record(TRANSACTIONS, key, value, arrival, headers(event_id, time))
+                    yield Record(topic, key, encode(make(*values)), arrival, headers(values[identity], values[time]))
                 else:
-                    yield Record(TRANSACTIONS, key, refused, arrival, NO_HEADERS)
-
-    def outcomes(self, pieces: Iterable[Arrivals]) -> Iterator[Record]:
-        encode, headers = self._encode, self._outcome_headers
-        for piece in pieces:
-            columns = (piece.rows[name].to_pylist() for name in (*COMMON, "fraud", "refused_outcome"))
-            for event_id, time, card, terminal, fraud, refused, arrival in zip(*columns, piece.arrival_ms.tolist(), strict=True):
-                key = None if card is None else card.encode()
-                if refused is None:
-                    value = encode(Outcome(event_id, time, card, terminal, fraud))
-                    yield Record(OUTCOMES, key, value, arrival, headers(event_id, time))
-                else:
-                    yield Record(OUTCOMES, key, refused, arrival, NO_HEADERS)
+                    yield Record(topic, key, refused, arrival, NO_HEADERS)

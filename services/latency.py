@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 from confluent_kafka import Consumer, TopicPartition
 
+from feature_repo.models import UseCase
 from schemas.envelope import SENT_NS, header
 from schemas.errors import LogError
-from schemas.topics import PREDICTIONS
 from services.ledger import end_offsets
 from services.paced import publish_paced
 
@@ -39,19 +39,20 @@ class Latency:
                 "rate": self.rate, "sender_behind_ms": round(self.behind_ms, 2)}
 
 
-def measure_latency(bootstrap: str, batches: list[pa.RecordBatch], rate: float, label_delay_ms: int, warm_up_s: float = 3.0) -> Latency:
-    """Publish the transactions of ``batches`` at ``rate`` a second in open loop and read their predictions.
+def measure_latency(bootstrap: str, batches: list[pa.RecordBatch], rate: float, case: UseCase, warm_up_s: float = 3.0) -> Latency:
+    """Publish the rows of ``batches`` at ``rate`` a second in open loop and read the predictions of ``case``'s first model.
 
     What was due in the first ``warm_up_s`` is not counted. Raises LogError when predictions stay away for half a minute.
     """
     expected = sum(batch.num_rows for batch in batches)
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "headrace-latency", "enable.auto.commit": False,
                          "fetch.wait.max.ms": 5, "fetch.min.bytes": 1})
-    consumer.assign([TopicPartition(PREDICTIONS, p, high) for p, (_, high) in end_offsets(bootstrap, PREDICTIONS).items()])
+    predictions = case.services[0].predictions
+    consumer.assign([TopicPartition(predictions, p, high) for p, (_, high) in end_offsets(bootstrap, predictions).items()])
     sender: dict[str, Any] = {}
 
     def send() -> None:
-        sender["result"] = publish_paced(bootstrap, iter(batches), rate, source="/headrace/latency", label_delay_ms=label_delay_ms,
+        sender["result"] = publish_paced(bootstrap, iter(batches), rate, source="/headrace/latency", emissions=case.emissions,
                                          stamp=True)
 
     thread = threading.Thread(target=send, name="latency-sender")

@@ -25,14 +25,16 @@ def end_offsets(bootstrap: str, topic: str, timeout_s: float = 10.0) -> dict[int
         consumer.close()
 
 
-def read_topic(bootstrap: str, topic: str, timeout_s: float = 30.0) -> Iterator[Any]:
-    """Every record that ``topic`` holds now, partition by partition in offset order.
+def read_topic(bootstrap: str, topic: str, timeout_s: float = 30.0, *, last: int | None = None) -> Iterator[Any]:
+    """Every record that ``topic`` holds now, partition by partition in offset order; with ``last`` those of so many last offsets.
 
     Raises LogError when the broker stops answering for ``timeout_s``.
     """
     consumer = _consumer(bootstrap)
     try:
         for partition, (low, high) in sorted(_bounds(consumer, topic, timeout_s).items()):
+            if last is not None:
+                low = max(low, high - last)
             if low == high:
                 continue
             consumer.assign([TopicPartition(topic, partition, low)])

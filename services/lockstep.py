@@ -1,20 +1,21 @@
 """Publishing in lockstep with those who process: a step of simulated time is sent when all of the last one has been applied.
 
-Of each step (a, b] the outcomes go first, then the transactions, each in order of arrival and each closed by a clock record at b
-on every partition. So whoever reads knows everything up to b before anything later is sent, and two runs decide alike.
+Of each step (a, b] what scoring reads goes first (outcomes), then what is scored (transactions), each in order of arrival and each
+closed by a clock record at b on every partition. So whoever reads knows everything up to b before anything later is sent, and two
+runs decide alike.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import pyarrow as pa
 
+from feature_repo.models import Emission
 from schemas.errors import LogError, SettingsError
-from schemas.topics import OUTCOMES, TRANSACTIONS
 from services.events import Encoder, Record
 from services.publisher import Publisher, arrival_is_ours
 from services.timeline import Timeline
@@ -31,13 +32,39 @@ class Progress(Protocol):
         ...
 
 
+class Ticks(Protocol):
+    topic: str
+
+    def next_ms(self, at_ms: int) -> int:
+        """The first time at or after ``at_ms`` at which something is asked."""
+        ...
+
+    def due(self, at_ms: int) -> Iterable[Record]:
+        """What is asked then."""
+        ...
+
+
+class Pace(Protocol):
+    def next_ms(self, at_ms: int) -> int | None:
+        """The first time after ``at_ms`` at which the clock has to wait."""
+        ...
+
+    def wait(self, at_ms: int) -> None: ...
+
+
 class Lockstep:
     """Publishes event rows step by step.
 
     Parameters
     ----------
     batches
-        Rows as ``services.inputs.EVENT_ROWS`` has them, in order of arrival.
+        Rows as ``services.inputs`` makes them, in order of arrival.
+    emissions
+        What each row becomes, in the order in which a step publishes it.
+    ticks
+        What is asked at certain times of all that was applied by then; published last.
+    pace
+        Who else is waited for at certain times; may be set when it begins to matter.
     source
         Where they come from: ``ce_source`` of their headers.
     patience_s
@@ -49,17 +76,21 @@ class Lockstep:
     group stands still.
     """
 
-    def __init__(self, bootstrap: str, batches: Iterable[pa.RecordBatch], progress: Progress, *, source: str, label_delay_ms: int,
-                 step_ms: int = HOUR_MS, patience_s: float = 60.0, tell: Callable[[Lockstep], None] = lambda lockstep: None) -> None:
-        if not 0 < step_ms <= label_delay_ms:
-            raise SettingsError(f"a step of {step_ms} ms is not between 1 ms and the label delay of {label_delay_ms} ms",
+    def __init__(self, bootstrap: str, batches: Iterable[pa.RecordBatch], progress: Progress, *, source: str, emissions: Sequence[Emission],
+                 step_ms: int = HOUR_MS, patience_s: float = 60.0, ticks: Ticks | None = None, pace: Pace | None = None,
+                 tell: Callable[[Lockstep], None] = lambda lockstep: None) -> None:
+        shortest_ms = min((emission.delay_ms for emission in emissions if emission.delay_ms), default=step_ms)
+        if not 0 < step_ms <= shortest_ms:
+            raise SettingsError(f"a step of {step_ms} ms is not between 1 ms and the label delay of {shortest_ms} ms",
                                 hint="an hour is usual: --step 1h")
-        self._publisher = Publisher(bootstrap)
-        if not arrival_is_ours(bootstrap):
+        self._ticks, self.pace = ticks, pace
+        self._topics = [*(emission.topic for emission in emissions), *([ticks.topic] if ticks is not None else [])]
+        self._publisher = Publisher(bootstrap, self._topics)
+        if not arrival_is_ours(bootstrap, self._topics):
             raise SettingsError("this Kafka's topics take their times from the broker, and lockstep brings its own",
                                 hint="HEADRACE_TIME=replay headrace up, in a fresh HEADRACE_HOME; or --rate N for real time")
-        self._timeline = Timeline(batches, label_delay_ms)
-        self._encoder = Encoder(source)
+        self._timeline = Timeline(batches, emissions)
+        self._encoders = {emission.topic: Encoder(emission.topic, source) for emission in emissions}
         self._progress, self._step_ms, self._patience_s, self._tell = progress, step_ms, patience_s, tell
         self.now_ms: int | None = None
         """The simulated time: everything that arrived until then is published and applied."""
@@ -79,39 +110,55 @@ class Lockstep:
             self._step(hold_ms)
 
     def run(self, drain: bool = False) -> None:
-        """Go on to the last transaction, with ``drain`` to the last outcome. Without it, outcomes known later stay unpublished."""
-        while (next_ms := self._timeline.next_transaction_ms()) is not None:
+        """Go on to the last row, with ``drain`` to the last outcome. Without it, outcomes known later stay unpublished."""
+        while (next_ms := self._timeline.next_row_ms()) is not None:
             self.run_until(self._end_of_step(next_ms))
-        while drain and (next_ms := self._timeline.next_outcome_ms()) is not None:
+        while drain and (next_ms := self._timeline.next_waiting_ms()) is not None:
             self.run_until(self._end_of_step(next_ms))
 
     def _next_ms(self) -> int | None:
-        times = (self._timeline.next_transaction_ms(), self._timeline.next_outcome_ms())
+        row_ms = self._timeline.next_row_ms()
+        times = (row_ms, self._timeline.next_waiting_ms(), self._tick_ms(row_ms) if row_ms is not None else None)
         return min((at_ms for at_ms in times if at_ms is not None), default=None)
 
+    def _tick_ms(self, at_ms: int) -> int | None:
+        """The next tick; before the first step the first one at or after ``at_ms``."""
+        return self._ticks.next_ms(at_ms if self.now_ms is None else self.now_ms + 1) if self._ticks is not None else None
+
     def _end_of_step(self, at_ms: int) -> int:
-        return -(-at_ms // self._step_ms) * self._step_ms
+        end_ms, tick_ms, wait_ms = -(-at_ms // self._step_ms) * self._step_ms, self._tick_ms(at_ms), self._wait_ms()
+        return min(each for each in (end_ms, tick_ms, wait_ms) if each is not None and each >= at_ms)
+
+    def _wait_ms(self) -> int | None:
+        return self.pace.next_ms(self.now_ms) if self.pace is not None and self.now_ms is not None else None
 
     def _step(self, end_ms: int) -> None:
-        if self._send(OUTCOMES, self._encoder.outcomes(self._timeline.take_outcomes(end_ms)), end_ms):
-            self._settle(OUTCOMES)
-        self._send(TRANSACTIONS, self._encoder.transactions(self._timeline.take_transactions(end_ms)), end_ms)
-        self._settle(OUTCOMES, TRANSACTIONS)
+        *read, scored = self._topics
+        if any([self._send(topic, end_ms) for topic in read]):
+            self._settle(*read)
+        self._send(scored, end_ms)
+        self._settle(*self._topics)
+        wait_ms = self._wait_ms()
+        if self.pace is not None and wait_ms is not None and wait_ms <= end_ms:
+            self.pace.wait(end_ms)
         self.now_ms = end_ms
         self.steps += 1
         self._tell(self)
 
-    def _send(self, source: str, records: Iterable[Record], end_ms: int) -> int:
-        number = self._publisher.send(records)
-        self._publisher.clock(source, end_ms)
-        self.sent[source] += number
+    def _send(self, topic: str, end_ms: int) -> int:
+        if self._ticks is not None and topic == self._ticks.topic:
+            number = self._publisher.send(self._ticks.due(end_ms) if self._ticks.next_ms(end_ms) == end_ms else ())
+        else:
+            number = self._publisher.send(self._encoders[topic].records(self._timeline.take(topic, end_ms)))
+        self._publisher.clock(topic, end_ms)
+        self.sent[topic] += number
         return number
 
-    def _settle(self, *sources: str) -> None:
-        """Return when everything is acknowledged and every group has applied the last clock records of ``sources``."""
+    def _settle(self, *topics: str) -> None:
+        """Return when everything is acknowledged and every group has applied the last clock records of ``topics``."""
         self._publisher.flush()
-        for source in sources:
-            self._wait(source, self._publisher.clocked(source))
+        for topic in topics:
+            self._wait(topic, self._publisher.clocked(topic))
 
     def _wait(self, source: str, target: Mapping[int, int]) -> None:
         began = moved = time.monotonic()

@@ -11,15 +11,15 @@ import psutil
 
 __all__ = ["PeakMemory"]
 
-EVERY_S = 0.5
+EVERY_S = 1.0
 
 
 class PeakMemory:
     """Samples this process and all below it until the end of the ``with`` block.
 
-    ``peaks_mb`` holds the highest resident size seen of each kind of process, ``total_mb`` the highest sum of all at one moment.
-    Pages that processes share are counted in each. ``names`` is pid -> name of the children that are known; the others are named
-    by what they run.
+    ``peaks_mb`` holds the highest resident size seen of each kind of process, in which pages that processes share are counted in each;
+    ``total_mb`` the highest sum of all at one moment, in which each page is counted once. ``names`` is pid -> name of the children
+    that are known; the others are named by what they run.
     """
 
     def __init__(self, names: dict[int, str]) -> None:
@@ -41,15 +41,18 @@ class PeakMemory:
         own = psutil.Process()
         while not self._ended.wait(EVERY_S):
             now: dict[str, float] = {}
+            total = 0.0
             for process in [own, *own.children(recursive=True)]:
                 try:
                     name = self._name(process)
-                    now[name] = now.get(name, 0.0) + process.memory_info().rss / 2**20
+                    held = process.memory_full_info()
+                    now[name] = now.get(name, 0.0) + held.rss / 2**20
+                    total += getattr(held, "pss", held.rss) / 2**20  # what only Linux says
                 except psutil.Error:
                     continue  # it ended meanwhile
             for name, size in now.items():
                 self.peaks_mb[name] = max(self.peaks_mb.get(name, 0.0), size)
-            self.total_mb = max(self.total_mb, sum(now.values()))
+            self.total_mb = max(self.total_mb, total)
 
     def _name(self, process: psutil.Process) -> str:
         if process.pid == os.getpid():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
+from feature_repo.models import Emission
 from schemas.envelope import SENT_NS
 from services.events import Encoder, Record
 from services.publisher import Publisher
@@ -33,22 +34,23 @@ class Paced:
     arrival_ms: int | None = None
 
 
-def publish_paced(bootstrap: str, batches: Iterable[pa.RecordBatch], rate: float, *, source: str, label_delay_ms: int,
+def publish_paced(bootstrap: str, batches: Iterable[pa.RecordBatch], rate: float, *, source: str, emissions: Sequence[Emission],
                   restamp: bool = False, stamp: bool = False, tell: Callable[[Paced], None] = lambda paced: None) -> Paced:
     """Publish ``rate`` records a second until the rows end.
 
-    Outcomes take their place among the transactions where they become known in the time that the rows tell; later ones are not
+    Outcomes take their place among the events where they become known in the time that the rows tell; later ones are not
     sent. A record's timestamp is its arrival in that time (a broker that stamps arrival itself replaces it). With ``restamp`` the
-    transactions happen now: event time and arrival are when they are due. With ``stamp`` each record says when it was due, in header
+    rows happen now: event time and arrival are when they are due. With ``stamp`` each record says when it was due, in header
     ``hr_sent_ns``. ``tell`` is called now and then.
     """
-    publisher, encoder, result = Publisher(bootstrap, linger_ms=0), Encoder(source), Paced()
+    publisher, result = Publisher(bootstrap, [emission.topic for emission in emissions], linger_ms=0), Paced()
+    encoders = {emission.topic: Encoder(emission.topic, source) for emission in emissions}
     batches = iter(batches)
     batches = itertools.chain(list(itertools.islice(batches, 1)), batches)  # opens and reads the file before the clock starts
     start_ns, monotonic_ns = time.time_ns() + LEAD_NS, time.monotonic_ns() + LEAD_NS
     rows = happening_now(batches, start_ns, rate) if restamp else batches
     period_ns = 1e9 / rate
-    for number, record in enumerate(in_order_of_arrival(Timeline(rows, label_delay_ms), encoder)):
+    for number, record in enumerate(in_order_of_arrival(Timeline(rows, emissions), encoders)):
         due_ns = int(number * period_ns)
         if stamp:
             record = record._replace(headers=[*record.headers, (SENT_NS, b"%d" % (start_ns + due_ns))])
@@ -68,12 +70,11 @@ def publish_paced(bootstrap: str, batches: Iterable[pa.RecordBatch], rate: float
     return result
 
 
-def in_order_of_arrival(timeline: Timeline, encoder: Encoder) -> Iterator[Record]:
-    """Transactions and those outcomes that become known among them."""
+def in_order_of_arrival(timeline: Timeline, encoders: Mapping[str, Encoder]) -> Iterator[Record]:
+    """Events and what becomes known of them among them."""
     while (until_ms := timeline.read_until_ms(AHEAD_ROWS)) is not None:
-        transactions = encoder.transactions(timeline.take_transactions(until_ms))
-        outcomes = encoder.outcomes(timeline.take_outcomes(until_ms))
-        yield from heapq.merge(outcomes, transactions, key=lambda record: record.arrival_ms)
+        records = (encoder.records(timeline.take(topic, until_ms)) for topic, encoder in encoders.items())
+        yield from heapq.merge(*records, key=lambda record: record.arrival_ms)
 
 
 def happening_now(batches: Iterable[pa.RecordBatch], start_ns: int, rate: float) -> Iterator[pa.RecordBatch]:

@@ -11,15 +11,10 @@ from confluent_kafka import Producer
 
 from schemas.envelope import CE_TYPE, SENT_NS, SOURCE_OFFSET
 from schemas.errors import LogError
-from schemas.records import PREDICTION
-from schemas.topics import PREDICTIONS
+from schemas.topics import PREDICTION_TOPICS
 from services.scoring import Arrived, Scored
 
 __all__ = ["Batch", "PredictionWriter"]
-
-FIXED_HEADERS = [("ce_specversion", b"1.0"), (CE_TYPE, PREDICTION.type.encode()), ("ce_source", b"headrace/scorer"),
-                 ("content-type", b"application/json")]
-
 
 @dataclass(slots=True)
 class Batch:
@@ -42,9 +37,12 @@ class Batch:
 
 
 class PredictionWriter:
-    """One producer and the batches that wait for its acknowledgements."""
+    """One producer to ``topic`` and the batches that wait for its acknowledgements."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        self._topic = topic
+        self._headers = [("ce_specversion", b"1.0"), (CE_TYPE, PREDICTION_TOPICS[topic].type_bytes), ("ce_source", b"headrace/scorer"),
+                         ("content-type", b"application/json")]
         self._producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 1,
                                    "compression.type": "lz4", "message.timeout.ms": 0, "queue.buffering.max.messages": 100_000,
                                    "queue.buffering.max.kbytes": 65_536})
@@ -60,12 +58,12 @@ class PredictionWriter:
         batch.outstanding = len(results)
         produce, done = self._producer.produce, batch.acknowledged
         for origin, result in zip(arrived, results, strict=True):
-            headers: Any = [*FIXED_HEADERS, ("ce_id", result.prediction_id.encode()), (SOURCE_OFFSET, b"%d" % origin.offset)]
+            headers: Any = [*self._headers, ("ce_id", result.prediction_id.encode()), (SOURCE_OFFSET, b"%d" % origin.offset)]
             if origin.sent_ns is not None:
                 headers.append((SENT_NS, origin.sent_ns))
             while True:
                 try:
-                    produce(PREDICTIONS, result.value, result.key, origin.partition, on_delivery=done, timestamp=origin.arrival_ms,
+                    produce(self._topic, result.value, result.key, origin.partition, on_delivery=done, timestamp=origin.arrival_ms,
                             headers=headers)
                     break
                 except BufferError:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from confluent_kafka import KafkaException, Producer
 
 from schemas.envelope import CLOCK_HEADERS
 from schemas.errors import LogError
-from schemas.topics import BROKER_MAX_BYTES, SOURCES
+from schemas.topics import BROKER_MAX_BYTES
 from services.events import Record
 
 __all__ = ["Publisher", "arrival_is_ours"]
@@ -19,12 +19,12 @@ SERVE_EVERY = 10_000
 ROOM_S = 0.05
 
 
-def arrival_is_ours(bootstrap: str) -> bool:
-    """Whether the publisher, not the broker, says when a record of the source topics arrived. Raises LogError without an answer."""
+def arrival_is_ours(bootstrap: str, topics: Iterable[str]) -> bool:
+    """Whether the publisher, not the broker, says when a record of ``topics`` arrived. Raises LogError without an answer."""
     from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, source) for source in SOURCES], request_timeout=ASK_S)
+    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic) for topic in topics], request_timeout=ASK_S)
     try:
         answers = [cast(Any, answer.result(2 * ASK_S)) for answer in asked.values()]
     except (KafkaException, TimeoutError) as error:
@@ -34,18 +34,18 @@ def arrival_is_ours(bootstrap: str) -> bool:
 
 
 class Publisher:
-    """Sends records in order; what is not acknowledged is an error, at the latest in ``flush``. One thread."""
+    """Sends records to ``topics`` in order; what is not acknowledged is an error, at the latest in ``flush``. One thread."""
 
-    def __init__(self, bootstrap: str, linger_ms: float = 1.0) -> None:
+    def __init__(self, bootstrap: str, topics: Sequence[str], linger_ms: float = 1.0) -> None:
         self._producer = Producer({
             "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "compression.type": "lz4",
             "linger.ms": linger_ms, "partitioner": "murmur2",  # Java's; it gives all records without a key to one partition
             "message.max.bytes": BROKER_MAX_BYTES, "queue.buffering.max.messages": 500_000,
             "log_level": 0,  # what fails is raised
         })
-        self._partitions = {source: self._count(source) for source in SOURCES}
+        self._partitions = {topic: self._count(topic) for topic in topics}
         self._failed: list[Any] = []
-        self._clocked: dict[str, dict[int, int]] = {source: {} for source in SOURCES}
+        self._clocked: dict[str, dict[int, int]] = {topic: {} for topic in topics}
 
     def send(self, records: Iterable[Record]) -> int:
         """Queue ``records``, waiting for room where the broker is slower. Returns how many they were."""
@@ -73,6 +73,11 @@ class Publisher:
         for partition in range(self._partitions[source]):
             self._producer.produce(source, b"", None, partition, timestamp=at_ms, headers=cast(Any, CLOCK_HEADERS),
                                    on_delivery=self._clock_delivered)
+
+    def partitions(self, source: str) -> int:
+        """How many partitions ``source`` has now."""
+        self._partitions[source] = self._count(source)
+        return self._partitions[source]
 
     def serve(self, wait_s: float = 0.0) -> None:
         """Hear what was delivered. Raises LogError when something was not."""

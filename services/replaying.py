@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,61 +14,91 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.progress import Progress, TaskID
 
+    from feature_repo.models import UseCase
+    from jobs.training_rows import Period
     from schemas.settings import Settings
 
-__all__ = ["add_lockstep_options", "in_lockstep", "paced", "summary_text"]
+__all__ = ["add_lockstep_options", "first_periods", "in_lockstep", "paced", "summary_text"]
+
 
 def add_lockstep_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=duration_ms, default="1h", metavar="TIME",
                         help="simulated time that is sent at once, when all before it has been applied (default: 1h)")
+    parser.add_argument("--loop", action=argparse.BooleanOptionalAction, default=True,
+                        help="at the end of each window wait until it is judged and what was granted is retrained (default: yes)")
     parser.add_argument("--drain", action=argparse.BooleanOptionalAction, default=True,
-                        help="go on after the last transaction until every outcome is known (default: yes)")
+                        help="go on after the last row until every outcome is known (default: yes)")
 
 
-def in_lockstep(settings: Settings, batches: Iterable[pa.RecordBatch], *, source: str, total: int | None, step_ms: int,
-                drain: bool) -> dict[str, Any]:
-    """Publish with simulated time, all groups keeping up. Returns the summary that ``--json`` prints."""
-    from feature_repo.fraud import FRAUD, SERVICE, VIEWS
+def first_periods(train: str | None, test: str | None) -> tuple[Period, Period] | None:
+    if train is None or test is None:
+        return None
+    from jobs.training_rows import parse_period
+
+    return parse_period(train), parse_period(test)
+
+
+def in_lockstep(settings: Settings, case: UseCase, batches: Iterable[pa.RecordBatch], *, source: str, total: int | None, step_ms: int,
+                drain: bool, loop: bool, first: tuple[Period, Period] | None = None) -> dict[str, Any]:
+    """Publish with simulated time, all groups keeping up. Returns the summary that ``--json`` prints.
+
+    ``first``: the days that the first model of the use case is trained and judged on, once their labels are known.
+    """
     from feature_repo.marks import Progress as Marks
-    from schemas.topics import TRANSACTIONS
+    from services.first_model import FirstModel
     from services.lockstep import Lockstep
+    from services.loop_pace import LoopPace
+    from services.requests import ScheduledRequests
+    from services.retrain_hold import wait_served
     from services.runtime.endpoints import endpoints
 
     at, began = endpoints(settings), time.monotonic()
-    marks = Marks(at.redis, VIEWS, SERVICE.name, SERVICE.source)
+    marks, pace = Marks(at.redis, case.views, case.services), LoopPace(at.redis, case.models if loop else (), lambda at_ms: hold())
+
+    def hold() -> None:
+        for model in pace.wait_retrained():
+            wait_served(settings, at, model)
+
     try:
         with progress_bar(total) as (bar, task):
             def tell(lockstep: Lockstep) -> None:
-                bar.update(task, description=iso(lockstep.now_ms)[:16], completed=lockstep.sent[TRANSACTIONS])
+                bar.update(task, description=iso(lockstep.now_ms)[:16], completed=_rows(case, lockstep.sent))
 
-            lockstep = Lockstep(at.kafka, batches, marks, source=source, label_delay_ms=FRAUD.label_delay_ms, step_ms=step_ms, tell=tell)
+            asked = next((spec for spec in case.models if spec.schedule is not None), None)
+            ticks = ScheduledRequests(asked, source, at.redis) if asked is not None else None
+            lockstep = Lockstep(at.kafka, batches, marks, source=source, emissions=case.emissions, step_ms=step_ms,
+                                ticks=ticks, pace=pace, tell=tell)
+            if first is not None:
+                model = FirstModel(settings, at, case.models[0], *first, bar.console.print)
+                lockstep.run_until(model.at_ms)
+                model.run()
             lockstep.run(drain)
     finally:
         marks.close()
-    return {**_counts(lockstep.sent, time.monotonic() - began), "simulated_until": iso(lockstep.now_ms), "steps": lockstep.steps,
+        pace.close()
+    return {**_counts(case, lockstep.sent, time.monotonic() - began), "simulated_until": iso(lockstep.now_ms), "steps": lockstep.steps,
+            "waited_for_the_loop_s": round(pace.waited_s, 2),
             "out_of_order": lockstep.out_of_order}
 
 
-def paced(settings: Settings, batches: Iterable[pa.RecordBatch], *, source: str, total: int | None, rate: float, restamp: bool,
-          stamp: bool) -> dict[str, Any]:
+def paced(settings: Settings, case: UseCase, batches: Iterable[pa.RecordBatch], *, source: str, total: int | None, rate: float,
+          restamp: bool, stamp: bool) -> dict[str, Any]:
     """Publish in real time, whether the groups keep up or not. Returns the summary that ``--json`` prints."""
-    from feature_repo.fraud import FRAUD
-    from schemas.topics import TRANSACTIONS
     from services.paced import Paced, publish_paced
     from services.runtime.endpoints import kafka_endpoint
 
     with progress_bar(total) as (bar, task):
         def tell(so_far: Paced) -> None:
-            bar.update(task, description=iso(so_far.arrival_ms)[:16], completed=so_far.sent.get(TRANSACTIONS, 0))
+            bar.update(task, description=iso(so_far.arrival_ms)[:16], completed=_rows(case, so_far.sent))
 
-        result = publish_paced(kafka_endpoint(settings), batches, rate, source=source, label_delay_ms=FRAUD.label_delay_ms,
+        result = publish_paced(kafka_endpoint(settings), batches, rate, source=source, emissions=case.emissions,
                                restamp=restamp, stamp=stamp, tell=tell)
-    return {**_counts(result.sent, result.seconds), "rate": rate, "behind_ms": round(result.behind_ms, 3)}
+    return {**_counts(case, result.sent, result.seconds), "rate": rate, "behind_ms": round(result.behind_ms, 3)}
 
 
 def summary_text(facts: dict[str, Any]) -> str:
-    lines = [f"published {facts['transactions']:,} transactions and {facts['outcomes']:,} outcomes in {facts['seconds']} s, "
-             f"{facts['events_per_s']:,} events/s"]
+    told = " and ".join(f"{number:,} {topic}" for topic, number in facts["published"].items())
+    lines = [f"published {told} in {facts['seconds']} s, {facts['events_per_s']:,} events/s"]
     if "simulated_until" in facts:
         lines.append(f"simulated time is {facts['simulated_until']}, after {facts['steps']:,} steps")
     if facts.get("out_of_order"):
@@ -80,7 +110,7 @@ def summary_text(facts: dict[str, Any]) -> str:
 
 @contextmanager
 def progress_bar(total: int | None) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar on stderr: simulated time, transactions, events/s."""
+    """A bar on stderr: simulated time, rows, events/s."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -93,9 +123,12 @@ def progress_bar(total: int | None) -> Iterator[tuple[Progress, TaskID]]:
         yield bar, bar.add_task("connecting", total=total)
 
 
-def _counts(sent: Any, seconds: float) -> dict[str, Any]:
-    from schemas.topics import OUTCOMES, TRANSACTIONS
+def _counts(case: UseCase, sent: Mapping[str, int], seconds: float) -> dict[str, Any]:
+    topics = dict.fromkeys([*(emission.topic for emission in reversed(case.emissions)), *sent])
+    published = {topic: sent.get(topic, 0) for topic in topics}
+    return {**published, "published": published, "seconds": round(seconds, 2), "events_per_s": round(sum(published.values()) / seconds)}
 
-    transactions, outcomes = sent.get(TRANSACTIONS, 0), sent.get(OUTCOMES, 0)
-    return {"transactions": transactions, "outcomes": outcomes, "seconds": round(seconds, 2),
-            "events_per_s": round((transactions + outcomes) / seconds)}
+
+def _rows(case: UseCase, sent: Mapping[str, int]) -> int:
+    """How many rows were published, by what they become at once."""
+    return sum(sent.get(emission.topic, 0) for emission in case.emissions if not emission.delay_ms)

@@ -1,4 +1,6 @@
-"""The scorer: reads ``transactions.valid``, writes ``predictions``. ``python -m services.scorer``, one or many processes.
+"""The scorer of one model: reads what is valid of its service's source, writes its predictions. One or many processes.
+
+``python -m services.scorer [--model NAME]``; without a name it is the first model of the use cases that are on.
 
 An offset is committed, and told to the store as scored, when its prediction is acknowledged. What is scored again after a crash gets
 the same id, and what the last record of ``predictions`` shows to be published is not published again.
@@ -6,6 +8,7 @@ the same id, and what the last record of ``predictions`` shows to be published i
 
 from __future__ import annotations
 
+import argparse
 import gc
 import itertools
 import logging
@@ -16,23 +19,19 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from feature_repo.bundle import Model, champion, load_bundle
-from feature_repo.fraud import FRAUD, ModelSpec
 from feature_repo.online import Asked, Reading, ScoredMarks, SetReader
-from feature_repo.vector import VectorBuilder
 from feature_repo.views import FeatureView
 from schemas.envelope import CE_TYPE, CLOCK_TYPE, LATE, SENT_NS, SOURCE_OFFSET
-from schemas.errors import BundleError, LogError, SettingsError, StoreError
-from schemas.records import TRANSACTION, Transaction
+from schemas.errors import LogError, SettingsError, StoreError
 from schemas.settings import Settings, read_settings
-from schemas.topics import PREDICTIONS, TRANSACTIONS_VALID
+from schemas.topics import SOURCES, valid_topic
+from services.judge import Judge
 from services.prediction_writer import Batch, PredictionWriter
-from services.scoring import Arrived, predict, scorer_group
+from services.scoring import Arrived, scorer_group
 from streams.publisher import last_source_offset
 
 __all__ = ["Scorer", "main"]
@@ -41,7 +40,6 @@ log = logging.getLogger("scorer")
 BATCH = 500
 COMMIT_EVERY_S = 1.0
 SAY_EVERY_S = 2.0
-MODEL_EVERY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -60,13 +58,14 @@ class Scorer:
     While one batch is scored the store already answers for the next.
     """
 
-    def __init__(self, settings: Settings, spec: ModelSpec) -> None:
+    def __init__(self, settings: Settings, model: str | None = None) -> None:
         if settings.kafka is None or settings.redis is None:
             raise SettingsError("a scorer needs HEADRACE_KAFKA and HEADRACE_REDIS", hint="`headrace up` starts it with both set")
-        self._settings, self._spec = settings, spec
-        self._builder = VectorBuilder(spec.service)
+        self._settings, self._judge = settings, Judge(settings, model)
+        spec = self._judge.spec
+        self._contract, self._source = SOURCES[spec.service.source], valid_topic(spec.service.source)
         self._reader = SetReader(settings.redis.get_secret_value(), settings.redis_timeout_ms, settings.partitions)
-        self._writer = PredictionWriter(settings.kafka)
+        self._writer = PredictionWriter(settings.kafka, spec.service.predictions)
         self._consumer = Consumer({
             "bootstrap.servers": settings.kafka, "group.id": scorer_group(spec.name), "enable.auto.commit": False,
             "auto.offset.reset": "earliest", "session.timeout.ms": 6000, "heartbeat.interval.ms": 1000, "fetch.wait.max.ms": 20,
@@ -79,19 +78,18 @@ class Scorer:
         self._done: dict[int, int] = {}
         self._scored: dict[int, tuple[int, int]] = {}
         self._unsaid = False
-        self._model: Model | None = None
-        self._bundle: Path | None = None
-        self._next_commit = self._next_model = self._next_say = 0.0
+        self._epoch: int | None = None
+        self._next_commit = self._next_say = 0.0
 
     def stop(self) -> None:
         self._stopping.set()
 
     def run(self) -> None:
         """Score until stopped; raises LogError when Kafka refuses what must not be lost."""
-        self._refresh_model()
-        self._warm_up()
+        self._judge.refresh(self._complete)
+        self._judge.warm_up()
         gc.freeze()  # what is loaded stays: walking through it again and again would hold up scoring
-        self._consumer.subscribe([TRANSACTIONS_VALID], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        self._consumer.subscribe([self._source], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
             while not self._stopping.is_set():
                 self._step()
@@ -101,7 +99,7 @@ class Scorer:
             self._reader.close()
 
     def _step(self) -> None:
-        self._refresh_model()
+        self._judge.refresh(self._complete)
         messages = self._fetch(0.0 if self._work is not None else 0.001 if self._writer.waiting or self._unsaid else 0.05)
         work, self._work = self._work, None  # only now: a rebalance within the fetch has finished it
         reading = self._read(work) if work is not None else None
@@ -122,29 +120,29 @@ class Scorer:
 
     def _begin(self, messages: Sequence[Message]) -> Work:
         arrived, batch = self._take(messages)
-        work = Work(arrived, batch, self._builder.wanted([one.event for one in arrived]), None)
+        work = Work(arrived, batch, self._judge.builder.wanted([one.event for one in arrived]), None)
         if arrived:
             try:
-                work.asked = self._reader.ask(work.wanted, self._spec.service.name, self._to_say())
+                work.asked = self._reader.ask(work.wanted, self._judge.spec.service.name, self._to_say(), self._judge.epoch)
             except StoreError as error:
                 log.warning("could not ask the online store events=%d: %s", len(arrived), error)
         return work
 
     def _score(self, work: Work, reading: Reading | None) -> None:
         read_ms = time.time_ns() // 1_000_000
-        results = predict(self._spec.name, self._builder, work.arrived, reading, self._model, read_ms) if work.arrived else []
+        results = self._judge.predict(work.arrived, reading, read_ms) if work.arrived else []
         self._writer.write(work.batch, work.arrived, results)
 
     def _take(self, messages: Sequence[Message]) -> tuple[list[Arrived], Batch]:
         """The events to score, and the positions that are passed with them: clock records and what was published before count."""
-        arrived, batch, decode = [], Batch(), TRANSACTION.decoder.decode
+        arrived, batch, decode = [], Batch(), self._contract.decoder.decode
         for each in messages:
             message: Any = each  # its stubs call every field optional
             error = message.error()
             if error is not None:
                 if error.code() == KafkaError._PARTITION_EOF or error.retriable():
                     continue
-                raise LogError(f"cannot read {TRANSACTIONS_VALID}: {error}", hint="is Kafka up? is the topic there?")
+                raise LogError(f"cannot read {self._source}: {error}", hint="is Kafka up? is the topic there?")
             partition, headers = message.partition(), message.headers() or []
             if partition not in self._marks:  # taken away between ``poll`` and ``consume``: the next owner scores it
                 continue
@@ -165,6 +163,8 @@ class Scorer:
                 batch.scored[partition] = (offset, arrival)
                 if not clock:
                     arrived.append(Arrived(decode(message.value()), partition, offset, arrival, late, sent_ns))
+            elif offset == self._marks[partition] >= 0:  # published by a life before, which may have ended before it told the store
+                batch.scored[partition] = (offset, arrival)
         return arrived, batch
 
     def _read(self, work: Work) -> Reading | None:
@@ -190,22 +190,24 @@ class Scorer:
             self._unsaid |= bool(batch.scored)
         if self._work is None:  # else it goes with the next read: this one's answer is still to come
             try:
-                self._reader.publish_scored(self._spec.service.name, self._to_say())
+                self._reader.publish_scored(self._judge.spec.service.name, self._to_say(), self._judge.epoch)
             except StoreError as error:
                 log.warning("could not tell the store what is scored: %s", error)
         if self._done and time.monotonic() >= self._next_commit:
             self._commit(wait=False)
 
     def _to_say(self) -> ScoredMarks:
-        """What the store is to be told now: news at once, and all again and again, for the store may have gone back in time."""
-        if not self._unsaid and time.monotonic() < self._next_say:
+        """What the store is to be told now: news at once, and all again and again, for the store may have gone back in time. With it goes
+        the release that is served from here on."""
+        if not self._unsaid and time.monotonic() < self._next_say and self._judge.epoch == self._epoch:
             return {}
+        self._epoch = self._judge.epoch
         self._next_say = time.monotonic() + SAY_EVERY_S
         self._unsaid = False  # a store that does not answer is told again then, it may not hold up scoring
         return self._scored
 
     def _commit(self, wait: bool) -> None:
-        offsets = [TopicPartition(TRANSACTIONS_VALID, partition, position) for partition, position in self._done.items()]
+        offsets = [TopicPartition(self._source, partition, position) for partition, position in self._done.items()]
         try:
             if wait:
                 self._consumer.commit(offsets=offsets, asynchronous=False)
@@ -216,11 +218,15 @@ class Scorer:
         self._done = {}
         self._next_commit = time.monotonic() + COMMIT_EVERY_S
 
-    def _finish(self) -> None:
-        """Everything that was read is published and committed."""
+    def _complete(self) -> None:
+        """The batch under way is scored, by the definitions that it was begun with."""
         work, self._work = self._work, None
         if work is not None:
             self._score(work, self._read(work))
+
+    def _finish(self) -> None:
+        """Everything that was read is published and committed."""
+        self._complete()
         if self._writer.flush(10):
             self._settle()
             if self._done:
@@ -228,8 +234,9 @@ class Scorer:
 
     def _assigned(self, _: Any, partitions: Sequence[TopicPartition]) -> None:
         assert self._settings.kafka is not None
+        predictions = self._judge.spec.service.predictions
         for each in partitions:
-            self._marks[each.partition] = last_source_offset(self._settings.kafka, PREDICTIONS, each.partition)
+            self._marks[each.partition] = last_source_offset(self._settings.kafka, predictions, each.partition)
         ready = self._settings.ready_file
         if ready is not None:
             ready.parent.mkdir(parents=True, exist_ok=True)
@@ -252,31 +259,13 @@ class Scorer:
             for partition in lost:
                 state.pop(partition, None)
 
-    def _refresh_model(self) -> None:
-        if time.monotonic() < self._next_model:
-            return
-        self._next_model = time.monotonic() + MODEL_EVERY_S
-        try:
-            folder = champion(self._settings.models, self._spec.name)
-            if folder is None or folder == self._bundle:
-                return
-            self._bundle = folder
-            self._model = model = load_bundle(folder, self._spec.service)
-            log.info("scoring with model=%s version=%s", model.name, model.version)
-        except BundleError as error:
-            log.error("bundle refused, the model before it stays: %s", error)
-
-    def _warm_up(self) -> None:
-        """Compile and load everything before joining the group: a rebalance must not wait for a compiler."""
-        event = Transaction("warm-up", 0, "c", "t", 1)
-        nothing: list[dict[str, bytes | None]] = [{getattr(event, view.entity): None} for view in self._spec.service.views]
-        reading = Reading(((),) * len(nothing), tuple(nothing))
-        predict(self._spec.name, self._builder, [Arrived(event, 0, 0, 0, False)], reading, self._model, 0)
-
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    scorer = Scorer(read_settings(), FRAUD)
+    parser = argparse.ArgumentParser(prog="python -m services.scorer", description="Score events until stopped.")
+    parser.add_argument("--model", help="default: the first model of the use cases that are on")
+    settings, arguments = read_settings(), parser.parse_args()
+    scorer = Scorer(settings, arguments.model)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: scorer.stop())
     scorer.run()

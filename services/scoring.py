@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -11,28 +12,33 @@ from xxhash import xxh3_128_hexdigest
 
 from feature_repo import kernel
 from feature_repo.bundle import Model
+from feature_repo.marks import NOTHING
 from feature_repo.online import Reading
 from feature_repo.vector import VectorBuilder, Vectors, request_features
 from feature_repo.views import FeatureService
-from schemas.records import Prediction, Transaction, ViewStamp
+from schemas.records import ViewStamp
+from schemas.topics import PREDICTION_TOPICS
 
-__all__ = ["Arrived", "Scored", "predict", "prediction_id", "scorer_group"]
+__all__ = ["NO_PLACE", "Arrived", "Scored", "predict", "scorer_group"]
 
+NO_PLACE = -1
 ENCODE = msgspec.json.Encoder().encode
 
 
 class Arrived(msgspec.Struct, frozen=True, gc=False):
     """An event with its place in the source topic. ``late`` says that some view did not admit it.
 
-    ``sent_ns`` is the header that a latency measurement put on the event; it travels on with the prediction.
+    ``sent_ns`` is the header that a latency measurement put on the event; it travels on with the prediction. ``short`` says that whoever
+    read its history knows it not to be whole. An event that is scored by request has no place: partition and offset are ``NO_PLACE``.
     """
 
-    event: Transaction
+    event: Any
     partition: int
     offset: int
     arrival_ms: int
     late: bool
     sent_ns: bytes | None = None
+    short: bool = False
 
 
 class Scored(msgspec.Struct, frozen=True, gc=False):
@@ -41,41 +47,44 @@ class Scored(msgspec.Struct, frozen=True, gc=False):
     value: bytes
 
 
-def prediction_id(model: str, event_id: str, event_time: int) -> str:
-    """The same for the same event however often and by whatever version it is scored: one event has one prediction."""
-    return xxh3_128_hexdigest(f"{model}|{event_time}|{event_id}".encode())
-
-
 def scorer_group(model: str) -> str:
     """The consumer group of a model's scorers."""
     return f"headrace-scorer-{model}"
 
 
 def predict(name: str, builder: VectorBuilder, batch: Sequence[Arrived], reading: Reading | None, model: Model | None,
-            read_ms: int) -> list[Scored]:
+            read_ms: int, epoch: int | None = None) -> list[Scored]:
     """One prediction an event. ``reading`` None: the store did not answer, the model's declared defaults stand in, degraded.
 
-    Without a model the score is null and the vector is logged all the same. ``read_ms`` is told, never used in a decision.
+    Without a model the score is null and the vector is logged all the same. ``read_ms`` and ``epoch`` are told, never used in a decision.
     """
     service = builder.service
+    contract = PREDICTION_TOPICS[service.predictions]
+    record, key_of, entities_of = contract.record, attrgetter(contract.key), _entities(service)
     events = [arrived.event for arrived in batch]
     vectors = builder.build(events, reading) if reading is not None else Vectors(_defaults(service, events, model), ())
     scores = model.score(vectors.matrix).tolist() if model is not None else [None] * len(events)
     threshold = model.threshold if model is not None else None
     version = model.version if model is not None else None
     stamps = _stamps(service, vectors.stamps, len(events))
-    degraded = _degraded(vectors.stamps, len(events), reading)
+    degraded = _degraded(service, vectors.stamps, batch, reading)
     applied: Any = ENCODE({view.name: marks for view, marks in zip(service.views, reading.applied, strict=True)} if reading else {})
     applied = msgspec.Raw(applied)  # the same for the whole batch
     digest, head = xxh3_128_hexdigest, f"{name}|"
     scored = []
     for arrived, event, row, score, stamp, poor in zip(batch, events, vectors.matrix.tolist(), scores, stamps, degraded, strict=True):
-        identity = digest(f"{head}{event.event_time}|{event.event_id}".encode())  # as prediction_id, without its call
-        scored.append(Scored(event.card_id.encode(), identity, ENCODE(Prediction(
-            identity, event.event_id, event.event_time, event.card_id, event.terminal_id, arrived.partition, arrived.offset,
+        identity = digest(f"{head}{event.event_time}|{event.event_id}".encode())  # as pairs.prediction_id, without its call
+        scored.append(Scored(key_of(event).encode(), identity, ENCODE(record(
+            identity, event.event_id, event.event_time, *entities_of(event), arrived.partition, arrived.offset,
             arrived.arrival_ms, name, version, service.definition_hash, score, threshold, score >= threshold if model else None, poor,
-            arrived.late, row, stamp, applied, read_ms))))
+            arrived.late, row, stamp, applied, read_ms, epoch))))
     return scored
+
+
+def _entities(service: FeatureService) -> Callable[[Any], tuple[str, ...]]:
+    """A function from an event to the entities of the service's views, in their order."""
+    one_or_all: Any = attrgetter(*service.entities)
+    return one_or_all if len(service.entities) > 1 else lambda event: (one_or_all(event),)
 
 
 def _stamps(service: FeatureService, stamps: Sequence[Any], n: int) -> list[Any]:
@@ -96,15 +105,20 @@ def _of_view(name: str, stamps: Any) -> list[ViewStamp]:
                                                   strict=True)]
 
 
-def _degraded(stamps: Sequence[Any], n: int, reading: Reading | None) -> list[bool]:
-    """Whether an event is scored without its whole history: the store did not answer, or some of it was trimmed."""
+def _degraded(service: FeatureService, stamps: Sequence[Any], batch: Sequence[Arrived], reading: Reading | None) -> list[bool]:
+    """Whether an event is scored without its whole history: the store did not answer, some of it was trimmed, or the store has lost
+    what it had. A worker publishes what is valid after it was applied, so a store whose mark lies before the event is being rebuilt."""
     if reading is None:
-        return [True] * n
+        return [True] * len(batch)
     refused: list[bool] = np.any([of_view[:, kernel.REFUSED] == 1 for of_view in stamps], axis=0).tolist()
-    return refused
+    own = [applied for view, applied in zip(service.views, reading.applied, strict=True) if view.source == service.source]
+    if not own:
+        return [below or one.short for below, one in zip(refused, batch, strict=True)]
+    held = dict(enumerate(map(min, zip(*own, strict=False))))
+    return [below or one.short or held.get(one.partition, NOTHING) < one.offset for below, one in zip(refused, batch, strict=True)]
 
 
-def _defaults(service: FeatureService, events: Sequence[Transaction], model: Model | None) -> Any:
+def _defaults(service: FeatureService, events: Sequence[Any], model: Model | None) -> Any:
     matrix = np.full((len(events), len(service.feature_names)), np.nan)
     if model is not None:
         matrix[:] = model.defaults

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from feature_repo.bundle import champion
-from feature_repo.fraud import FRAUD, VIEWS
 from feature_repo.marks import NOTHING, Progress, scored_key
+from feature_repo.use_cases import models, services, views
 from feature_repo.wire import Wire
 from schemas.errors import LogError
 from schemas.settings import Settings
-from schemas.topics import PREDICTIONS, SOURCES, dead_letter_topic, valid_topic
+from schemas.topics import dead_letter_topic, sources, valid_topic
 from services.ledger import end_offsets
+from services.releasing import live_bundle, read_chain
 from services.runtime.endpoints import Endpoints
 from services.scoring import scorer_group
+from services.set_memory import SetMemory, set_memory
 
 __all__ = ["Group", "Status", "read_status"]
 
@@ -45,6 +46,7 @@ class Status:
     model: str | None
     redis_mb: float
     redis_keys: int
+    sets: list[SetMemory]
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,51 +54,74 @@ class Status:
 
 def read_status(settings: Settings, at: Endpoints, interval_s: float = 1.0) -> Status:
     """One look at everything; the rates are over ``interval_s``."""
-    progress = Progress(at.redis, VIEWS, FRAUD.service.name, FRAUD.service.source)
+    from streams.loop import GROUP as LOOP
+    from streams.loop import loop_topics
+
+    progress = Progress(at.redis, views(settings), services(settings))
+    scorers = {scored_key(spec.service.name): scorer_group(spec.name) for spec in models(settings)}
     wire = Wire(at.redis, 5000)
     try:
-        before = {source: progress.groups(source) for source in SOURCES}
+        before = {source: progress.groups(source) for source in sources(settings)}
+        looped = _committed(at.kafka, LOOP, loop_topics(settings))
         threading.Event().wait(interval_s)
-        groups = []
-        for source in SOURCES:
+        groups: list[Group] = []
+        for source in before:
             for name, marks in progress.groups(source).items():
                 done = sum(marks.values()) - sum(before[source].get(name, {}).get(p, NOTHING) for p in marks)
-                scorer = name == scored_key(FRAUD.service.name)
-                reads = valid_topic(source) if scorer else source
-                position = _committed(at.kafka, scorer_group(FRAUD.name), reads) if scorer else {p: m + 1 for p, m in marks.items()}
+                reads = valid_topic(source) if name in scorers else source
+                position = _committed(at.kafka, scorers[name], [reads])[reads] if name in scorers else {p: m + 1 for p, m in marks.items()}
                 left = {p: (max(low, position.get(p, 0)), high) for p, (low, high) in end_offsets(at.kafka, reads).items()}
                 groups.append(Group(name, reads, sum(high - low for low, high in left.values()),
                                     _lag_s(at.kafka, reads, left), round(done / interval_s, 1)))
+        groups += _loop(at.kafka, looped, interval_s)
         memory = wire.call("INFO", "memory")
         text = memory.decode() if isinstance(memory, bytes) else str(memory)
         used = int(next(line.split(":")[1] for line in text.splitlines() if line.startswith("used_memory:")))
         keys = int(wire.call("DBSIZE"))
+        sets = set_memory(wire, views(settings), keys)
     finally:
         progress.close()
         wire.close()
-    return Status(groups, _count(at.kafka, PREDICTIONS), {source: _count(at.kafka, dead_letter_topic(source)) for source in SOURCES},
-                  _model(settings.models), round(used / 2**20, 1), keys)
+    chain = read_chain(at.kafka)
+    live = [bundle[0] for spec in models(settings) if (bundle := live_bundle(settings.models, spec.name, chain)) is not None]
+    return Status(groups, sum(_count(at.kafka, service.predictions) for service in services(settings)),
+                  {source: _count(at.kafka, dead_letter_topic(source)) for source in before},
+                  ", ".join(f"{folder.parent.name} {folder.name}" for folder in live) or None, round(used / 2**20, 1), keys, sets)
+
+
+def _loop(kafka: str, before: dict[str, dict[int, int]], interval_s: float) -> list[Group]:
+    """How far the loop is in each topic that it reads, by what it commits, once a second; where it has read nothing, all is left."""
+    from streams.loop import GROUP as LOOP
+
+    found, now = [], _committed(kafka, LOOP, list(before))
+    for topic, was in before.items():
+        position = now[topic]
+        left = {p: (max(low, position.get(p, 0)), high) for p, (low, high) in end_offsets(kafka, topic).items()}
+        done = sum(position.values()) - sum(was.values())
+        found.append(Group(LOOP, topic, sum(high - low for low, high in left.values()), _lag_s(kafka, topic, left),
+                           round(done / interval_s, 1)))
+    return found
 
 
 def _count(kafka: str, topic: str) -> int:
     return sum(high - low for low, high in end_offsets(kafka, topic).values())
 
 
-def _committed(kafka: str, group: str, topic: str) -> dict[int, int]:
-    """Partition -> offset that ``group`` reads next; only partitions of which it has read."""
+def _committed(kafka: str, group: str, topics: Sequence[str]) -> dict[str, dict[int, int]]:
+    """Topic -> partition -> offset that ``group`` reads next; only partitions of which it has read."""
     consumer: Any = Consumer({"bootstrap.servers": kafka, "group.id": group, "enable.auto.commit": False})  # never joins it
     try:
-        asked = [TopicPartition(topic, partition) for partition in end_offsets(kafka, topic)]
-        return {each.partition: each.offset for each in consumer.committed(asked, timeout=10.0) if each.offset >= 0}
+        known = consumer.list_topics(timeout=10.0).topics
+        asked = [TopicPartition(topic, partition) for topic in topics if topic in known for partition in known[topic].partitions]
+        found: dict[str, dict[int, int]] = {topic: {} for topic in topics}
+        for each in consumer.committed(asked, timeout=10.0) if asked else ():
+            if each.offset >= 0:
+                found[each.topic][each.partition] = each.offset
+        return found
     except KafkaException as error:
         raise LogError(f"cannot read how far {group} is: {error}", hint="is Kafka up?") from error
     finally:
         consumer.close()
-
-
-def _model(models: Path) -> str | None:
-    folder = champion(models, FRAUD.name)
-    return folder.name if folder is not None else None
 
 
 def _lag_s(kafka: str, topic: str, left: dict[int, tuple[int, int]]) -> float:

@@ -6,7 +6,7 @@ import argparse
 import re
 from datetime import UTC, datetime
 
-__all__ = ["duration_ms", "iso", "pair", "time_ms"]
+__all__ = ["duration", "duration_ms", "iso", "pair", "time_ms"]
 
 LAST_MS = 4_102_444_800_000  # the last event_time that contracts take
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -18,6 +18,15 @@ def duration_ms(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; write 30m, 1h or 1d")
     return int(found[1]) * UNITS_MS[found[2]]
+
+
+def duration(ms: int) -> str:
+    """The shortest exact writing.
+
+    >>> [duration(ms) for ms in (0, 600_000, 86_400_000, 1500)]
+    ['0ms', '10m', '1d', '1500ms']
+    """
+    return next((f"{ms // unit}{name}" for name, unit in reversed(UNITS_MS.items()) if ms and ms % unit == 0), "0ms")
 
 
 def time_ms(text: str) -> int:

@@ -9,12 +9,12 @@ from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from schemas.envelope import SOURCE_OFFSET, header
+from schemas.envelope import SOURCE_OFFSET, Headers, header
 from schemas.errors import LogError
 from schemas.topics import DERIVED_MAX_BYTES
 from streams.sort import Outgoing
 
-__all__ = ["Publisher", "last_source_offset", "next_offset"]
+__all__ = ["LogEnds", "Publisher", "last_source_offset", "log_start", "next_offset"]
 
 NOTHING = -1
 ASK_S = 5.0
@@ -73,6 +73,36 @@ def next_offset(bootstrap: str, topic: str, partition: int, offset: int) -> int:
         consumer.close()
 
 
+def log_start(bootstrap: str, topic: str, partition: int) -> int:
+    """The offset below which ``topic`` partition has lost what it had. Raises LogError when the broker does not answer."""
+    consumer = _peeker(bootstrap)
+    try:
+        return consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ASK_S)[0]
+    except KafkaException as error:
+        raise LogError(f"cannot read where {topic}[{partition}] begins: {error}", hint="is Kafka up?") from error
+    finally:
+        consumer.close()
+
+
+class LogEnds:
+    """The ends of partitions, asked again and again over one connection. Not for two threads at once."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._consumer: Consumer | None = None
+
+    def __call__(self, topic: str, partition: int) -> int:
+        """The offset after the last record of ``topic`` partition. Raises LogError when the broker does not answer."""
+        if self._consumer is None:
+            self._consumer = _peeker(self._bootstrap)
+        try:
+            return self._consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=ASK_S)[1]
+        except KafkaException as error:
+            self._consumer.close()
+            self._consumer = None
+            raise LogError(f"cannot read where {topic}[{partition}] ends: {error}", hint="is Kafka up?") from error
+
+
 def _peeker(bootstrap: str) -> Consumer:
     """Sees what a worker's consumer sees: records of open transactions too, and the oldest there is where retention has been."""
     return Consumer({"bootstrap.servers": bootstrap, "group.id": "headrace-peek", "enable.auto.commit": False,
@@ -87,7 +117,8 @@ class Publisher:
         self._bootstrap = bootstrap
         self._stopping = stopping
         self._producer = Producer({
-            "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 1, "compression.type": "lz4",
+            "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "compression.type": "lz4",
+            "linger.ms": 50,  # flush does not wait for it
             "message.timeout.ms": 0,  # for ever: the source offset is not committed before this is acknowledged
             "message.max.bytes": DERIVED_MAX_BYTES, "queue.buffering.max.messages": 200_000, "on_delivery": self._refused,
             "delivery.report.only.error": True,  # flush waits for all of them; a callback for each costs a third of produce
@@ -103,19 +134,21 @@ class Publisher:
         if place not in self._published:
             self._published[place] = last_source_offset(self._bootstrap, topic, partition)
         mark = self._published[place]
-        produce = self._producer.produce
         for record in records:
             if record.offset > mark:
-                headers = cast(Any, record.headers)
-                while True:
-                    try:
-                        produce(topic, record.value, record.key, partition, timestamp=record.arrival_ms, headers=headers)
-                        break
-                    except BufferError:  # large records: there is room for a gigabyte
-                        self._producer.poll(0.1)
-                        if self._stopping():
-                            raise
+                self.send(topic, partition, record.key, record.value, record.arrival_ms, record.headers)
         self._published[place] = max(mark, records[-1].offset)
+
+    def send(self, topic: str, partition: int, key: bytes | None, value: bytes | None, at_ms: int, headers: Headers) -> None:
+        """Queue one record, published before or not."""
+        while True:
+            try:
+                self._producer.produce(topic, value, key, partition, timestamp=at_ms, headers=cast(Any, headers))
+                return
+            except BufferError:  # large records: there is room for a gigabyte
+                self._producer.poll(0.1)
+                if self._stopping():
+                    raise
 
     def wait(self) -> None:
         """Return when everything queued is acknowledged; LogError when one was refused or the worker is stopping."""

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from feature_repo.views import FeatureView
-from schemas.admission import admit
+from schemas.admission import MAX_SKEW_MS, admit
 from schemas.contracts import HINTS, Contract
 from schemas.envelope import LATE, SOURCE_OFFSET, VALUE_BYTES, Headers, check_cloud_event, clock, dead_letter_headers
 from schemas.errors import ContractError
@@ -17,6 +17,7 @@ from schemas.topics import BROKER_MAX_BYTES
 
 __all__ = ["Outgoing", "Sorted", "sort_chunk"]
 
+FOR_EVER_MS = 1 << 62
 OURS = frozenset({SOURCE_OFFSET, LATE})
 """Headers by which the valid topic's readers know a record's origin: no producer may bring its own."""
 
@@ -48,8 +49,8 @@ def sort_chunk(contract: Contract, views: Sequence[FeatureView], records: Sequen
     """
     result = Sorted([[] for _ in views])
     decode, valid, on_time = contract.decode, result.valid, []
-    lateness = min(view.allowed_lateness_ms for view in views)
-    skew = min(view.max_skew_ms for view in views)
+    lateness = min((view.allowed_lateness_ms for view in views), default=FOR_EVER_MS)
+    skew = min((view.max_skew_ms for view in views), default=MAX_SKEW_MS)
     for record in records:
         headers, arrival = record.headers, record.timestamp
         try:
@@ -77,6 +78,7 @@ def sort_chunk(contract: Contract, views: Sequence[FeatureView], records: Sequen
 def _admit_by_view(event: Any, arrival_ms: int, views: Sequence[FeatureView], admitted: Sequence[list[tuple[Any, int]]]) -> bool:
     """Admit ``event`` to the views that take it. Returns whether it is late for any; raises ContractError on a clock skew."""
     verdicts = [admit(event.event_time, arrival_ms, view.allowed_lateness_ms, view.max_skew_ms) for view in views]
+    verdicts = verdicts or ["clock-skew"]  # without a view nothing is late
     if "clock-skew" in verdicts:
         raise ContractError("clock-skew", f"event_time is {event.event_time - arrival_ms} ms after arrival", hint=HINTS["clock-skew"])
     for verdict, into in zip(verdicts, admitted, strict=True):

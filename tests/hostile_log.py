@@ -25,8 +25,8 @@ from feature_repo.oracle import Record, feature_values
 from feature_repo.vector import VectorBuilder
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureView
 from schemas.admission import admit
-from schemas.records import OUTCOME, Outcome
-from schemas.topics import OUTCOMES, dead_letter_topic, valid_topic
+from schemas.fraud import OUTCOME, OUTCOMES, Outcome
+from schemas.topics import dead_letter_topic, valid_topic
 from streams.sort import Outgoing
 from tests.hostile_worker import PARTITIONS, RECENT, SERVICE, Crash, Rules, Worker
 from tests.world_check import event_time, stored_sets

@@ -17,8 +17,7 @@ from feature_repo.marks import applied_key
 from feature_repo.views import DAY_MS, HOUR_MS, Column, Feature, FeatureService, FeatureView
 from feature_repo.wire import Wire, pack
 from schemas.errors import StoreError
-from schemas.records import OUTCOME
-from schemas.topics import OUTCOMES
+from schemas.fraud import OUTCOME, OUTCOMES
 from streams.applier import Applier
 from streams.sort import Outgoing
 
@@ -96,7 +95,7 @@ class FaultyWire(Wire):
 class PlainMarks(AppliedMarks):
     """Marks moved by a plain HSET."""
 
-    def commands(self, partition: int, offset: int) -> list[bytes]:
+    def commands(self, partition: int, offset: int, began: tuple[int, int] | None = None, arrival_ms: int | None = None) -> list[bytes]:
         return [pack(("HSET", applied_key(view), partition, offset)) for view in self.views]
 
     def take(self, partition: int, offset: int, answers: Sequence[bytes]) -> bool:
@@ -107,9 +106,10 @@ class PlainMarks(AppliedMarks):
 class HastyWriter(SetWriter):
     """Trims by what it has applied itself."""
 
-    def apply(self, partition: int, offset: int, events: Sequence[Sequence[tuple[Any, int]]]) -> bool:
-        self._scored_up_to_ms = max((arrival for _, arrival in events[0]), default=None)
-        return super().apply(partition, offset, events)
+    def apply(self, partition: int, offset: int, events: Sequence[Sequence[tuple[Any, int]]], began: tuple[int, int] | None = None,
+              arrival_ms: int | None = None) -> bool:
+        self._scored_up_to_ms = dict.fromkeys(self._scored_up_to_ms, max((arrival for _, arrival in events[0]), default=None))
+        return super().apply(partition, offset, events, began, arrival_ms)
 
 
 class Recorder:
@@ -142,13 +142,13 @@ class Worker:
 
     def __init__(self, world: Around) -> None:
         self.world, rules = world, world.rules
-        writer = (SetWriter if rules.trim_waits_for_scorer else HastyWriter)(world.url, SERVICE.views, SERVICE, PARTITIONS)
+        writer = (SetWriter if rules.trim_waits_for_scorer else HastyWriter)(world.url, SERVICE.views, [SERVICE], PARTITIONS)
         writer._wire = FaultyWire(world.url, world)
         if not rules.compare_and_set:
             writer.marks = PlainMarks(SERVICE.views)
         ask: Callable[[int, int], int] = world.next_record if rules.gaps_are_confirmed else (lambda partition, offset: 1 << 40)
         self.writer = writer
-        self.applier = Applier(OUTCOMES, OUTCOME, SERVICE.views, writer, Recorder(world), ask, Patient())
+        self.applier = Applier(OUTCOMES, OUTCOME, SERVICE.views, writer, Recorder(world), ask, lambda partition: 0, Patient())
         self.position: dict[int, int] = {}
         self.begun: dict[int, int] = {}
         self.epoch: Counter[int] = Counter()

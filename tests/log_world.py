@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from feature_repo.bundle import Model
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.layout import hash_id, hash_text, packer
 from feature_repo.online import Reading
 from feature_repo.oracle import Record, feature_values
 from feature_repo.vector import VectorBuilder
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureView
-from schemas.records import TRANSACTION
+from schemas.fraud import TRANSACTION
 from services.scoring import Arrived, predict
 
 START = 1_530_000_000_000 // DAY_MS * DAY_MS
@@ -164,7 +165,7 @@ def judged(topic: str, arrival: int, value: bytes | None, headers: list[tuple[st
     return event if usable else None
 
 
-def serve(world: World, seed: int, *, drop: bool = False) -> Logged | None:
+def serve(world: World, seed: int, *, drop: bool = False, model: Model | None = None) -> Logged | None:
     """Apply and score the world's records with a worker and a scorer that overtake one another, and fill ``predictions``.
 
     With ``drop`` one append of a card's record is lost although the marks move on; returns that record.
@@ -202,7 +203,7 @@ def serve(world: World, seed: int, *, drop: bool = False) -> Logged | None:
         event = decoded(record)
         reading = Reading(marks, tuple({getattr(event, v.entity): sets[v.name].get(getattr(event, v.entity))} for v in SERVICE.views))
         arrived = Arrived(event, record.partition, record.offset, record.arrival_ms, False)
-        for scored in predict(FRAUD.name, builder, [arrived], reading, None, record.arrival_ms):
+        for scored in predict(FRAUD.name, builder, [arrived], reading, model, record.arrival_ms):
             yield scored.value
 
     while any(queues.values()) or valid:

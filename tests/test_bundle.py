@@ -9,6 +9,7 @@ import pytest
 
 from feature_repo.bundle import Golden, Manifest, Scorer, champion, load_bundle, promote, write_bundle
 from feature_repo.fraud import FRAUD, SERVICE
+from feature_repo.key_ring import sign_manifest
 from feature_repo.manifest import sha256
 from feature_repo.tree_file import check_tree_file
 from jobs.fit import fit_local, to_onnx
@@ -53,26 +54,39 @@ def models(tmp_path):
 
 @pytest.fixture
 def bundle(models, onnx, rows):
-    folder = models / "fraud" / "1"
-    write_bundle(folder, manifest(), onnx, golden_of(onnx, rows), "# a card\n")
+    return write(models, onnx, rows)
+
+
+def write(models, onnx, rows, model="fraud", version="1", card="# a card\n"):
+    folder = models / model / version
+    write_bundle(folder, manifest(model=model, version=version), onnx, golden_of(onnx, rows), card, models.parent / "keys")
     return folder
 
 
+def load(bundle):
+    return load_bundle(bundle, SERVICE, bundle.parents[2] / "keys")
+
+
 def reseal(bundle, **changes):
-    """What an attacker who may write the folder does: change it and make every hash fit again."""
+    """What only who holds the signing key can do: change it, make every hash fit again, and sign that. The other checks hold alone."""
     raw = json.loads((bundle / "manifest.json").read_bytes())
     raw["files"] = {name: sha256((bundle / name).read_bytes()) for name in raw["files"]}
     (bundle / "manifest.json").write_text(json.dumps({**raw, **changes}))
+    sign(bundle)
+
+
+def sign(bundle):
+    (bundle / "manifest.sig").write_bytes(sign_manifest(bundle.parents[2] / "keys", (bundle / "manifest.json").read_bytes()))
 
 
 def refused(bundle, fact):
     with pytest.raises(BundleError, match=fact) as caught:
-        load_bundle(bundle, SERVICE)
+        load(bundle)
     assert caught.value.hint
 
 
 def test_a_bundle_that_was_written_is_the_model_that_is_loaded(bundle, onnx, rows):
-    model = load_bundle(bundle, SERVICE)
+    model = load(bundle)
     assert (model.name, model.version, model.threshold) == ("fraud", "1", 0.5)
     assert model.score(rows).dtype == np.float64
     assert model.score(rows).tolist() == Scorer(onnx)(rows).tolist()
@@ -84,7 +98,7 @@ def test_a_bundle_that_was_written_is_the_model_that_is_loaded(bundle, onnx, row
 
 def test_a_version_is_written_once_and_leaves_no_draft(bundle, onnx, rows):
     with pytest.raises(BundleError, match="exists"):
-        write_bundle(bundle, manifest(), onnx, golden_of(onnx, rows), "# another\n")
+        write(bundle.parents[1], onnx, rows, card="# another\n")
     assert [path.name for path in bundle.parent.iterdir()] == ["1"]
     assert (bundle / "model_card.md").read_text() == "# a card\n"
 
@@ -107,10 +121,11 @@ def test_a_path_out_of_the_folder_is_refused(bundle, tmp_path):
     raw = json.loads((bundle / "manifest.json").read_bytes())
     raw["files"]["../../../secret"] = sha256(b"x")
     (bundle / "manifest.json").write_text(json.dumps(raw))
+    sign(bundle)
     refused(bundle, "the manifest lists ../../../secret")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "golden.json"])
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sig", "model.onnx", "golden.json"])
 def test_a_symbolic_link_is_refused_even_to_the_right_bytes(bundle, tmp_path, name):
     target = tmp_path / "elsewhere"
     shutil.move(bundle / name, target)
@@ -167,6 +182,7 @@ def test_a_manifest_that_says_something_else_is_refused(bundle, changes, fact):
 
 def test_a_manifest_of_ten_thousand_brackets_is_refused(bundle):
     (bundle / "manifest.json").write_text("[" * 10_000)
+    sign(bundle)
     refused(bundle, "is not a manifest")
 
 
@@ -248,12 +264,11 @@ def test_there_is_no_champion_before_one_is_promoted(models, bundle):
 
 def test_promotion_moves_the_pointer_in_one_step(models, bundle, onnx, rows):
     promote(models, bundle)
-    second = models / "fraud" / "2"
-    write_bundle(second, manifest(version="2"), onnx, golden_of(onnx, rows), "# second\n")
+    second = write(models, onnx, rows, version="2")
     promote(models, second)
     assert champion(models, "fraud") == second
-    assert json.loads((models / "champion.json").read_bytes())["version"] == "2"
-    assert sorted(path.name for path in models.iterdir()) == ["champion.json", "fraud"]
+    assert json.loads((models / "fraud" / "champion.json").read_bytes())["version"] == "2"
+    assert sorted(path.name for path in (models / "fraud").iterdir()) == ["1", "2", "champion.json"]
 
 
 def test_a_manifest_changed_after_promotion_is_not_served(models, bundle):
@@ -266,15 +281,13 @@ def test_a_manifest_changed_after_promotion_is_not_served(models, bundle):
 def test_a_pointer_out_of_the_models_folder_is_refused(models, bundle, tmp_path):
     shutil.copytree(bundle, tmp_path / "evil")
     pointer = {"model": "fraud", "version": "1", "bundle": "../evil", "sha256": sha256((bundle / "manifest.json").read_bytes())}
-    (models / "champion.json").write_text(json.dumps(pointer))
+    (models / "fraud" / "champion.json").write_text(json.dumps(pointer))
     with pytest.raises(BundleError, match="points out of the models folder"):
         champion(models, "fraud")
 
 
-def test_a_second_model_does_not_push_out_the_live_one(models, bundle, onnx, rows):
+def test_each_model_has_a_live_one_of_its_own(models, bundle, onnx, rows):
     promote(models, bundle)
-    other = models / "churn" / "1"
-    write_bundle(other, manifest(model="churn"), onnx, golden_of(onnx, rows), "# churn\n")
-    with pytest.raises(BundleError, match="'fraud' is live"):
-        promote(models, other)
-    assert champion(models, "fraud") == bundle
+    other = write(models, onnx, rows, model="churn")
+    promote(models, other)
+    assert (champion(models, "fraud"), champion(models, "churn")) == (bundle, other)

@@ -81,6 +81,7 @@ def test_doctor_sees_a_redis_that_may_lose_or_evict(runtime: Runtime, monkeypatc
 
 def test_the_home_folder_is_for_its_owner_alone(runtime: Runtime, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+    assert [stat.S_IMODE((tmp_path / "home" / name).stat().st_mode) for name in ("keys", "keys/signing.key")] == [0o700, 0o600]
 
 
 def test_settings_are_listed_without_their_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ import yaml
 from schemas.settings import Settings
 from schemas.topics import BROKER_MAX_BYTES
 from services.runtime.embedded import Runtime
+from services.runtime.ports import reserve
 from services.runtime.processes import COMMANDS
 from tests.deadline import eventually
 
@@ -25,7 +26,8 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 
 def plain(service: str, runtime: Runtime, folder: Path) -> tuple[list[str], dict[str, str]]:
     """The command and environment of a container; only hosts and folders that exist in containers alone are replaced."""
-    here = {"kafka:9092": runtime.kafka, "redis://redis:6379/0": runtime.redis, "/data": str(folder), "/tmp/ready": str(folder / "ready")}
+    here = {"kafka:9092": runtime.kafka, "redis://redis:6379/0": runtime.redis, "/data": str(folder), "/tmp/ready": str(folder / "ready"),
+            "0.0.0.0": "127.0.0.1", "8080": str(reserve(folder, ("api",))["api"])}
     environment = {name: here[value] for name, value in SERVICES[service]["environment"].items()}
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{inherited['PATH']}"  # `python` and `headrace`, as in the image
@@ -39,7 +41,7 @@ def test_the_topics_container_creates_the_catalogue_and_ends(runtime: Runtime, t
     assert "transactions.valid" in done.stdout
 
 
-@pytest.mark.parametrize("service", ["worker", "scorer"])
+@pytest.mark.parametrize("service", ["worker", "loop", "scorer", "runner", "compactor", "api"])
 def test_a_container_becomes_ready_and_stops_on_sigterm(service: str, runtime: Runtime, tmp_path: Path) -> None:
     command, environment = plain(service, runtime, tmp_path)
     log = tmp_path / "log"
@@ -65,7 +67,7 @@ def test_containers_run_what_up_runs() -> None:
 def test_containers_of_headrace_use_only_known_settings() -> None:
     known = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields}
     ours = [name for name, service in SERVICES.items() if service["image"] == "headrace"]
-    assert ours == ["topics", "worker", "scorer"]
+    assert ours == ["topics", "worker", "loop", "scorer", "runner", "compactor", "api"]
     assert set().union(*(SERVICES[name]["environment"] for name in ours)) <= known
 
 

@@ -15,12 +15,17 @@ import schemas
 from schemas.contracts import HINTS, MAX_VALUE_BYTES, Contract
 from schemas.envelope import check_cloud_event, clock, cloud_event_headers
 from schemas.errors import ContractError
-from schemas.records import CONTRACTS, OUTCOME, TRANSACTION
+from schemas.evaluations import EVALUATION
+from schemas.fraud import OUTCOME, TRANSACTION
+from schemas.monitoring import CONTROL
+from schemas.records import DEAD_LETTER
+from schemas.releases import RELEASE
 from schemas.settings import Settings
-from schemas.topics import SOURCES, catalogue
+from schemas.topics import PREDICTION_TOPICS, SOURCES, catalogue, sources
 
 GOOD = {"event_id": "e1", "event_time": 1_530_000_000_000, "card_id": "596", "terminal_id": "3156", "amount_minor": 5716}
 PUBLISHED = Path(schemas.__file__).parent / "published"
+CONTRACTS = (*SOURCES.values(), *PREDICTION_TOPICS.values(), DEAD_LETTER, EVALUATION, RELEASE, *CONTROL.values())
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.type)
@@ -127,7 +132,7 @@ def test_personal_data_is_tagged_in_the_schema_and_never_in_a_refusal() -> None:
 def test_every_source_has_its_valid_and_dead_letter_topics_and_replays_keep_old_records() -> None:
     for time in ("live", "replay"):
         topics = {topic.name: topic for topic in catalogue(Settings(time=time))}
-        for source in SOURCES:
+        for source in sources(Settings(time=time)):
             assert {source, f"{source}.valid", f"{source}.dlq"} <= topics.keys()
         stamped = topics["transactions"].config["message.timestamp.type"]
         assert stamped == ("LogAppendTime" if time == "live" else "CreateTime")

@@ -19,10 +19,13 @@ from confluent_kafka import Producer
 from feature_repo.bundle import Model
 from feature_repo.fraud import SERVICE, VIEWS
 from feature_repo.marks import Progress
-from schemas.records import Prediction, Transaction
+from feature_repo.online import Reading
+from feature_repo.vector import VectorBuilder
+from schemas.fraud import Prediction, Transaction
 from schemas.settings import Settings
 from services.ledger import end_offsets, read_topic
 from services.runtime.embedded import Runtime
+from services.scoring import Arrived, predict
 from tests.deadline import eventually
 from tests.small_model import promote_small_model
 from tests.weak_link import Mood, WeakLink, weak_link
@@ -59,7 +62,7 @@ class Scoring:
 
     def applied(self) -> bool:
         """The worker is done with everything; the marks move before it publishes, so the valid topic counts too."""
-        progress = Progress(self.engines.redis, VIEWS, None, SERVICE.source)
+        progress = Progress(self.engines.redis, VIEWS, [])
         try:
             reached = progress.reached("transactions")
         finally:
@@ -198,3 +201,24 @@ def test_after_all_of_it_the_sets_are_whole_and_every_event_has_one_prediction(s
     predictions = read_predictions(scoring.engines.kafka)
     assert sorted(p.event_id for p in predictions.first.values()) == sorted(event.event_id for event, _ in scoring.sent.transactions)
     assert (predictions.copies, predictions.reordered) == (0, 0)
+
+
+def test_a_store_that_lost_what_it_had_makes_scores_degraded_until_its_marks_are_back() -> None:
+    """An event is published as valid after it was applied: a mark before it means that sets have been lost, whole or in part."""
+    events = [Transaction(f"e{offset}", 1_000 * offset, "c", "t", 100) for offset in (4, 5)]
+    batch = [Arrived(event, 0, offset, 10_000, False) for event, offset in zip(events, (4, 5), strict=True)]
+    of_transactions = [view.source == SERVICE.source for view in SERVICE.views]
+
+    def degraded(*marks: tuple[int, ...]) -> list[bool]:
+        """``marks`` of the views of transactions, in order; those of outcomes are always behind."""
+        given = iter(marks)
+        reading = Reading(tuple(next(given) if own else (-1,) for own in of_transactions),
+                          tuple({getattr(events[0], view.entity): None} for view in SERVICE.views))
+        results = predict("fraud", VectorBuilder(SERVICE), batch, reading, None, 0)
+        return [msgspec.json.decode(result.value)["degraded"] for result in results]
+
+    whole: list[tuple[int, ...]] = [(5,)] * sum(of_transactions)
+    assert degraded(*whole) == [False, False]
+    assert degraded(*whole[1:], (4,)) == [False, True], "one view that is behind is enough"
+    assert degraded(*whole[1:], (-1,)) == [True, True]
+    assert degraded(*whole[1:], ()) == [True, True]

@@ -15,6 +15,7 @@ from confluent_kafka import Producer
 from feature_repo.fraud import CARD_SPEND, SERVICE
 from feature_repo.layout import entity_key
 from schemas.envelope import SOURCE_OFFSET, header
+from schemas.errors import LogError
 from schemas.settings import Settings
 from schemas.topics import valid_topic
 from services.ledger import end_offsets, read_topic
@@ -104,6 +105,54 @@ def test_a_killed_broker_comes_back_and_nothing_acknowledged_is_lost(running) ->
     send_while(runtime, sent, kill)
     eventually(lambda: caught_up(runtime), timeout_s=120)
     assert wrong_sets(redis.Redis.from_url(runtime.redis), both(known, sent)) == []
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_with_the_broker_because_senders_wait_for_it(tmp_path: Path) -> None:
+    """With the negative control of the one above: ``acks=0`` takes for acknowledged what lies in the socket of a dead broker.
+
+    The broker is frozen before it dies, so that is where the records stay: all of them are lost, every time.
+    """
+    with Runtime(Settings(home=tmp_path, time="replay"), ("worker", "scorer")) as runtime:
+        store = redis.Redis.from_url(runtime.redis)
+        safe, unsafe = small_world(100, seed=7, step_ms=13_000), small_world(100, seed=8, step_ms=13_000)
+        send_to_a_dying_broker(runtime, safe.transactions, acks="all")
+        eventually(lambda: caught_up(runtime), timeout_s=120)
+        assert wrong_sets(store, Sent(safe.transactions)) == []
+
+        send_to_a_dying_broker(runtime, unsafe.transactions, acks="0")
+        eventually(lambda: caught_up(runtime), timeout_s=120)
+        arrived = Sent(safe.transactions + unsafe.transactions[:1])
+        assert wrong_sets(store, arrived) == []
+        assert wrong_sets(store, both(arrived, Sent(unsafe.transactions[1:])))
+
+
+def send_to_a_dying_broker(runtime: Runtime, records, acks: str) -> None:
+    """Send the first record; the others when the broker is frozen, which then dies and comes back. All are acknowledged in the end."""
+    producer = Producer({"bootstrap.servers": runtime.kafka, "acks": acks, "linger.ms": 0, "error_cb": lambda error: None})
+    before = written(runtime)
+    publish(producer, "transactions", records[:1])
+    assert producer.flush(30) == 0
+    eventually(lambda: written(runtime) == before + 1)
+    pid = eventually(lambda: runtime.pid("kafka"))
+    os.kill(pid, signal.SIGSTOP)
+    publish(producer, "transactions", records[1:])
+    assert (producer.flush(30) if acks == "0" else 0) == 0
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: runtime.pid("kafka") not in (None, pid))
+    assert producer.flush(60) == 0
+    eventually(lambda: broker_answers(runtime), timeout_s=60)  # acks=0 does not wait for that
+
+
+def broker_answers(runtime: Runtime) -> bool:
+    try:
+        return written(runtime) >= 0
+    except LogError:
+        return False
+
+
+def written(runtime: Runtime) -> int:
+    return sum(high for _, high in end_offsets(runtime.kafka, "transactions").values())
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ from feature_repo.fraud import CARD_SPEND, SERVICE, TERMINAL_ACTIVITY, TERMINAL_
 from feature_repo.layout import entity_key, floor_record, packer, rows
 from feature_repo.marks import scored_ms_key
 from feature_repo.oracle import Record, feature_values, members
+from feature_repo.use_cases import USE_CASES
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureView
 from schemas.errors import BelowFloorError, DefinitionError, StoreError
-from schemas.records import Outcome, Transaction
-from schemas.topics import OUTCOMES, TRANSACTIONS
+from schemas.fraud import OUTCOMES, TRANSACTIONS, Outcome, Transaction
 
 ROOT = Path(__file__).parents[1]
 NOW = 1_534_000_000_000
@@ -65,7 +65,7 @@ def world(url: str) -> dict[str, list[Any]]:
 
 
 def append(url: str, views: tuple[FeatureView, ...], events: list[Any], partition: int = 0) -> None:
-    writer = SetWriter(url, views, SERVICE, partitions=1)
+    writer = SetWriter(url, views, [SERVICE], partitions=1)
     held = writer.held(partition)
     writer.marks.adopt(partition, held)
     assert writer.apply(partition, max(held) + len(events), [[(event, NOW) for event in events]] * len(views))
@@ -101,15 +101,17 @@ def transaction(card: str, event_time: int) -> Transaction:
 
 def test_registry_holds_exactly_what_is_declared(store: Any) -> None:
     held = {view.name: view for view in store.list_feature_views()}
-    assert set(held) == {view.name for view in SERVICE.views}
-    for view in SERVICE.views:
+    declared = [view for case in USE_CASES for view in case.views]
+    assert set(held) == {view.name for view in declared}
+    for view in declared:
         assert [field.name for field in held[view.name].features] == [feature.name for feature in view.features]
         assert held[view.name].join_keys == [view.entity]
         assert held[view.name].tags["definition_hash"] == view.definition_hash
         assert held[view.name].owner == view.owner
-    projections = store.get_feature_service("fraud").feature_view_projections
-    windowed = SERVICE.feature_names[:-len(SERVICE.request)]
-    assert [field.name for projection in projections for field in projection.features] == list(windowed)
+    for service in (service for case in USE_CASES for service in case.services):
+        projections = store.get_feature_service(service.name).feature_view_projections
+        windowed = service.feature_names[:-len(service.request)]
+        assert [field.name for projection in projections for field in projection.features] == list(windowed)
 
 
 def test_feast_imports_the_definitions_file_and_no_other() -> None:
@@ -135,7 +137,7 @@ def test_apply_removes_what_is_no_longer_declared(tmp_path: Path) -> None:
     feast_store.apply(store)
     store.apply([Entity(name="ghost", join_keys=["ghost_id"], value_type=ValueType.STRING)], partial=True)
     assert feast_store.apply(store)["removed"] == ["ghost"]
-    assert sorted(entity.name for entity in store.list_entities()) == ["card", "terminal"]
+    assert sorted(entity.name for entity in store.list_entities()) == ["card", "customer", "terminal"]
 
 
 @pytest.mark.parametrize("back_ms", [0, 1, HOUR_MS, 9 * DAY_MS + 12_345])
@@ -222,8 +224,8 @@ def test_mistakes_are_told_with_the_way_out(tmp_path: Path, store: Any, url: str
 
     with pytest.raises(DefinitionError, match="headrace feast apply"):
         feast_store.look_up(feast_store.open_store(tmp_path, url), {"card_id": "c0"}, NOW)
-    with pytest.raises(DefinitionError, match="card_id, terminal_id"):
-        feast_store.look_up(store, {"customer_id": "c0"}, NOW)
+    with pytest.raises(DefinitionError, match="card_id, terminal_id, customer_id"):
+        feast_store.look_up(store, {"shop_id": "c0"}, NOW)
     monkeypatch.delenv("HEADRACE_REDIS", raising=False)
     nowhere = feast_store.open_store(tmp_path)
     feast_store.apply(nowhere)
@@ -249,7 +251,7 @@ def test_the_command_applies_and_gets(url: str, tmp_path: Path, world: dict[str,
                               env={**os.environ, "HEADRACE_HOME": str(tmp_path), "HEADRACE_REDIS": url}, check=True)
         return json.loads(done.stdout)
 
-    assert headrace("apply")["feature_services"] == ["fraud"]
+    assert headrace("apply")["feature_services"] == ["fraud", "churn"]
     got = headrace("get", "card_id=c1", "--at", str(NOW))
     values = [got["features"][feature.name]["value"] for feature in CARD_SPEND.features]
     assert (got["at_ms"], values) == (NOW, oracle(CARD_SPEND, "c1", world[TRANSACTIONS], NOW))

@@ -15,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from feature_repo.models import Emission
 from schemas.errors import ContractError, SettingsError
-from schemas.records import TRANSACTION
+from schemas.fraud import TRANSACTION
 from services.columns import minor_units, read, time_ms
-from services.inputs import MAPPINGS, event_rows, find_mapping, read_rows
+from services.inputs import event_rows, read_rows
+from services.mappings import MAPPINGS, ColumnMapping, find_mapping, kind_of, row_fields
 from services.timeline import Timeline
 from services.world import World
 
@@ -81,7 +83,8 @@ def test_an_amount_means_the_same_as_float_text_and_decimal(amounts: list[Decima
 def test_a_file_becomes_event_rows(tmp_path: Path, name: str) -> None:
     first, second, third, fourth = rows(write(tmp_path, name, RAW), "fraud")
     assert first == {"event_id": "748066", "event_time": AT_MS, "card_id": "1263", "terminal_id": "145", "amount_minor": 5716,
-                     "fraud": False, "refused": None, "refused_outcome": None}
+                     "fraud": False, "sent.transactions": True, "refused.transactions": None,
+                     "sent.outcomes": True, "refused.outcomes": None}
     assert second["fraud"]
     assert third["event_time"] == AT_MS + 6_250
     assert [row["amount_minor"] for row in (second, third, fourth)] == [2760, 3200, 102]
@@ -99,7 +102,7 @@ def test_all_formats_give_equal_events(tmp_path: Path) -> None:
         assert len(parquet) == world.num_rows
         assert parquet == csv == ndjson
         assert [row["amount_minor"] for row in parquet] == table["amount_minor"]
-        assert not any(row["refused"] or row["refused_outcome"] for row in parquet)
+        assert not any(row["refused.transactions"] or row["refused.outcomes"] for row in parquet)
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv", "t.ndjson"])
@@ -116,7 +119,7 @@ def test_a_mapping_file_names_the_columns(tmp_path: Path) -> None:
     declared = tmp_path / "mine.toml"
     declared.write_text('[columns]\nevent_id = "id"\nevent_time = "at"\ncard_id = "card"\nterminal_id = "shop"\namount = "paid"\n')
     (row,) = rows(path, str(declared))
-    assert (row["event_time"], row["amount_minor"], row["fraud"], row["refused"]) == (AT_MS, 10_000, None, None)
+    assert (row["event_time"], row["amount_minor"], row["fraud"], row["refused.transactions"]) == (AT_MS, 10_000, None, None)
     declared.write_text('[columns]\nevent_id = "id"\n')
     with pytest.raises(SettingsError, match=r"mine\.toml"):
         find_mapping(path, str(declared))
@@ -135,9 +138,9 @@ def test_a_row_that_cannot_be_mapped_is_published_so_that_it_is_refused(tmp_path
     path = tmp_path / "t.ndjson"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     got = rows(path)
-    assert [row["refused"] is None for row in got] == [True, False, True, True]
+    assert [row["refused.transactions"] is None for row in got] == [True, False, True, True]
     with pytest.raises(ContractError) as refused:
-        TRANSACTION.decode(got[1]["refused"])
+        TRANSACTION.decode(got[1]["refused.transactions"])
     assert refused.value.reason == reason
     assert got[0] == rows(write(tmp_path, "good.ndjson", RAW))[0]
 
@@ -145,12 +148,12 @@ def test_a_row_that_cannot_be_mapped_is_published_so_that_it_is_refused(tmp_path
 def test_lines_that_are_not_json_and_rows_of_another_width_are_kept_as_they_are(tmp_path: Path) -> None:
     path = write(tmp_path, "t.ndjson", RAW)
     path.write_bytes(b"{not json\n" + path.read_bytes() + b"[1, 2]\n\xff\xfe\n")
-    assert [row["refused"] for row in rows(path)] == [b"{not json", None, None, None, None, b"[1, 2]", b"\xff\xfe"]
+    assert [row["refused.transactions"] for row in rows(path)] == [b"{not json", None, None, None, None, b"[1, 2]", b"\xff\xfe"]
     path = write(tmp_path, "t.csv", RAW)
     path.write_bytes(path.read_bytes() + b'1,2,3\n"5","2018-06-18 08:00:00",\xff\xfe,"1","2.50",0\n')
     got = rows(path)
     assert len(got) == 6
-    refused = [row["refused"] for row in got if row["refused"] is not None]
+    refused = [row["refused.transactions"] for row in got if row["refused.transactions"] is not None]
     assert b"1,2,3" in refused
     for value in refused:
         with pytest.raises(ContractError):
@@ -159,8 +162,8 @@ def test_lines_that_are_not_json_and_rows_of_another_width_are_kept_as_they_are(
 
 def test_an_outcome_that_cannot_be_read_is_refused_and_its_transaction_is_not(tmp_path: Path) -> None:
     (row, *_) = rows(write(tmp_path, "t.ndjson", {**RAW, "TX_FRAUD": [7, 0, 0, 0]}))
-    assert row["refused"] is None
-    assert json.loads(row["refused_outcome"])["fraud"] == 7
+    assert row["refused.transactions"] is None
+    assert json.loads(row["refused.outcomes"])["fraud"] == 7
 
 
 def test_what_can_be_read_of_a_column_is_read_however_much_cannot() -> None:
@@ -192,16 +195,19 @@ def test_rows_arrive_in_their_order_and_outcomes_after_the_label_delay() -> None
     batch = event_rows(pa.RecordBatch.from_pydict({
         "event_id": list("abcde"), "event_time": pa.array(times, pa.int64()), "card_id": ["c"] * 5, "terminal_id": ["t"] * 5,
         "amount_minor": [1] * 5, "fraud": [False, True, None, False, True]}))
-    timeline = Timeline([batch.slice(0, 2), batch.slice(2)], label_delay_ms=1_000)
-    assert timeline.take_transactions(99) == []
-    taken = [piece for until_ms in (100, 250, 10_000) for piece in timeline.take_transactions(until_ms)]
+    timeline = Timeline([batch.slice(0, 2), batch.slice(2)], [Emission("outcomes", 1_000, when="fraud"), Emission("transactions")])
+    assert timeline.take("transactions", 99) == []
+    taken = [piece for until_ms in (100, 250, 10_000) for piece in timeline.take("transactions", until_ms)]
     assert [ms for piece in taken for ms in piece.arrival_ms.tolist()] == [100, 100, 200, 200, 300]
     assert timeline.out_of_order == 1
-    known = [(id, ms) for piece in timeline.take_outcomes(10_000)
+    known = [(id, ms) for piece in timeline.take("outcomes", 10_000)
              for id, ms in zip(piece.rows["event_id"].to_pylist(), piece.arrival_ms.tolist(), strict=True)]
     assert known == [("a", 1100), ("b", 1100), ("d", 1200), ("e", 1300)]
 
 
-def test_built_in_mappings_read_every_field() -> None:
-    assert {frozenset(mapping.columns) - {"amount", "amount_minor"} for mapping in MAPPINGS.values()} == {
-        frozenset({"event_id", "event_time", "card_id", "terminal_id", "fraud"})}
+@pytest.mark.parametrize("mapping", MAPPINGS.values(), ids=lambda mapping: mapping.name)
+def test_a_built_in_mapping_reads_every_field_or_makes_it(mapping: ColumnMapping) -> None:
+    fields = row_fields(mapping.use_case)
+    read_into = {kind_of(target, fields)[0] for target in mapping.columns}
+    assert fields.keys() - read_into == (set() if mapping.prepare is None else {"event_id"})
+    assert read_into <= fields.keys()

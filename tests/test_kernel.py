@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,18 +18,19 @@ from feature_repo.views import FUNCTIONS, Column, Feature, FeatureView
 BIG = 10**11
 
 
-def view_of(delay_ms: int, include_current: bool) -> FeatureView:
+def view_of(delay_ms: int, include_current: bool, hops: tuple[int, ...] = (0, 0, 0)) -> FeatureView:
     features = tuple(
-        Feature(f"{function}_{w}", function, w, None if function in ("count", "time_since_last") else column, "b")
-        for w in (7, 40, 1000)
+        Feature(f"{function}_{w}", function, w, None if function in ("count", "time_since_last") else column, "b",
+                hop_ms=0 if function.startswith("count_") else hop)
+        for w, hop in zip((7, 40, 1000), hops, strict=True)
         for function in FUNCTIONS
         for column in (["h"] if function.startswith("count_") else ["a"])
     )
     return FeatureView("v", "e", "s", (Column("a", scale=100), Column("rev", revision=True), Column("b"), Column("h", hashed=True)),
-                       features, delay_ms=delay_ms, include_current=include_current)
+                       features, delay_ms=delay_ms, include_current=include_current, peak_per_s=1)
 
 
-VIEWS = [view_of(delay, include) for delay in (0, 15) for include in (True, False)]
+VIEWS = [view_of(delay, include, hops) for hops in ((0, 0, 0), (0, 10, 50)) for delay in (0, 15) for include in (True, False)]
 LIMIT = np.iinfo(np.int64).max
 
 
@@ -60,7 +62,7 @@ def same(a: object, b: object) -> bool:
     return np.array_equal(np.asarray(a, float), np.asarray(b, float), equal_nan=True)
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}")
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}-hops{len(v.hops)}")
 @pytest.mark.parametrize("size", [0, 1, 5, 40, 400])
 def test_kernel_equals_oracle_on_hostile_sets(view: FeatureView, size: int) -> None:
     r = random.Random(f"{view.delay_ms}{view.include_current}{size}")
@@ -78,7 +80,7 @@ def test_kernel_equals_oracle_on_hostile_sets(view: FeatureView, size: int) -> N
             assert stamps[i, kernel.USED] == len(members(view, records, t, c))
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}")
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}-hops{len(v.hops)}")
 def test_sweep_equals_oracle_over_what_had_arrived(view: FeatureView) -> None:
     r = random.Random(7)
     for _ in range(200):
@@ -95,6 +97,12 @@ def test_sweep_equals_oracle_over_what_had_arrived(view: FeatureView) -> None:
             np.searchsorted(codes, [e for e, *_ in reads]), np.searchsorted(codes, [e for e, *_ in reads], "right"),
             np.array([t for _, t, *_ in reads]), as_rows(view, [c or Record(0, 0, (0,) * 4) for _, _, c, _ in reads]),
             np.array([mode_of(view, c) for _, _, c, _ in reads]), np.array([h for *_, h in reads]))
+        again = kernel.sweep_values(
+            view, recs[order], np.array([x[2] for x in table], np.int64).reshape(-1, 2)[order],
+            np.searchsorted(codes, [e for e, *_ in reads]), np.searchsorted(codes, [e for e, *_ in reads], "right"),
+            np.array([t for _, t, *_ in reads]), as_rows(view, [c or Record(0, 0, (0,) * 4) for _, _, c, _ in reads]),
+            np.array([mode_of(view, c) for _, _, c, _ in reads]), np.array([h for *_, h in reads]))
+        assert same(values, again)
         for i, (e, t, c, horizon) in enumerate(reads):
             visible = [record for entity, record, arrival in table if entity == e and arrival < horizon]
             assert same(values[i], feature_values(view, visible, t, c))
@@ -102,6 +110,38 @@ def test_sweep_equals_oracle_over_what_had_arrived(view: FeatureView) -> None:
                                              np.array([t]), as_rows(view, [c or Record(0, 0, (0,) * 4)]), np.array([mode_of(view, c)]))
             assert same(values[i], online[0])
             assert (stamps[i] == stamp[0]).all(), "one read has one fingerprint, online and offline"
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}")
+@pytest.mark.parametrize("late", [0.0, 0.05, 0.5])
+def test_running_sums_are_the_sweep(view: FeatureView, late: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reads for the records themselves, some late, some twice; where nothing is late, no read goes the long way but for tiles."""
+    r, slow = random.Random(3), 0
+    sweep = kernel.sweep
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal slow
+        slow += len(arguments[5])
+        return sweep(*arguments)
+
+    for plain in (True, False) * 20:
+        records = [record._replace(time=i * 7) for i, record in enumerate(random_records(r, 120))]
+        records += [r.choice(records) for _ in range(int(30 * late))]
+        arrived = [(record.time + (r.randrange(400) if r.random() < late else 0), i) for i, record in enumerate(records)]
+        recs, codes = as_rows(view, records), np.array([r.randrange(4) for _ in records], np.int64)
+        order = kernel.sort_order(view, codes, recs)
+        recs, codes, arrivals = recs[order], codes[order], np.array(arrived, np.int64)[order]
+        bounds = [np.searchsorted(codes, codes, side) for side in ("left", "right")]
+        t, horizons, modes = recs[:, 0], arrivals, np.full(len(recs), kernel.INCLUDE)
+        if not plain:
+            t, horizons = t + r.randrange(50), r.choice([arrivals, np.full_like(arrivals, LIMIT)])
+            modes = np.array([r.choice([kernel.NONE, kernel.INCLUDE, kernel.EXCLUDE]) for _ in records])
+        asked = (view, recs, arrivals, *bounds, t, recs, modes, horizons)
+        expected, slow = sweep(*asked)[0], 0
+        monkeypatch.setattr(kernel, "sweep", counted)
+        assert same(kernel.sweep_values(*asked), expected)
+        monkeypatch.undo()
+        assert view.hops or not (plain and slow and not late)
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,6 +172,7 @@ def test_a_read_below_the_floor_is_refused_and_one_above_it_is_not() -> None:
     assert values[1, 0] == 1.0
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
 def test_wide_integers_agree_with_python(a: int, b: int) -> None:
     high, low = kernel.wide_multiply(np.uint64(a), np.uint64(b))

@@ -19,10 +19,11 @@ from feature_repo.fraud import CARD_SPEND, SERVICE, TERMINAL_ACTIVITY, TERMINAL_
 from feature_repo.layout import packer, rows
 from feature_repo.oracle import Record, feature_values, members
 from feature_repo.views import FeatureView
-from schemas.records import Transaction
+from schemas.fraud import Transaction
 from schemas.settings import Settings
 from services.runtime.embedded import Runtime
 from services.status import read_status
+from streams.loop import GROUP
 from tests.deadline import eventually
 from tests.small_model import promote_small_model
 from tests.world_check import Sent, as_floats, oracle_vector, publish, read_predictions, small_world
@@ -142,13 +143,19 @@ def test_status_tells_processes_lag_model_and_counts(running: tuple[Runtime, Pat
     assert {(p["name"], p["state"], p["pid"], p["restarts"]) for p in status["processes"]} == \
         {(p.name, "healthy", p.pid, 0) for p in runtime.state.processes}
     groups = {(group["group"], group["source"]): group["lag_events"] for group in status["groups"]}
-    assert groups == {
+    looped = {source for group, source in groups if group == GROUP}
+    assert looped >= {"predictions", "outcomes.valid", "evaluations", "monitor-windows"}
+    assert {key: lag for key, lag in groups.items() if key[0] != GROUP} == {
         (f"applied:{CARD_SPEND.versioned_name}", "transactions"): 0, (f"applied:{TERMINAL_ACTIVITY.versioned_name}", "transactions"): 0,
         (f"applied:{TERMINAL_RISK.versioned_name}", "outcomes"): 0, ("scored:fraud", "transactions.valid"): 0,
     }
     assert (status["predictions"], status["dead_letters"]) == (EVENTS, {"transactions": 0, "outcomes": 0})
     assert status["redis_keys"] > 12 + 8 + 8
     assert status["redis_mb"] > 0
+    for view, of_view in zip((CARD_SPEND, TERMINAL_ACTIVITY, TERMINAL_RISK), status["sets"], strict=True):
+        assert (of_view["view"], of_view["long_sets"]) == (view.versioned_name, 0)
+        assert 0 < of_view["entities"] < status["redis_keys"]
+        assert 8 * view.record_words < of_view["bytes_per_event"] <= of_view["bytes_per_entity"]
 
 
 def test_status_sees_who_has_fallen_behind(running: tuple[Runtime, Path, Sent]) -> None:
@@ -164,7 +171,7 @@ def test_status_sees_who_has_fallen_behind(running: tuple[Runtime, Path, Sent]) 
 
     def lag() -> dict[str, tuple[int, float]]:
         groups = read_status(settings, runtime.endpoints, interval_s=0.01).groups
-        return {group.group: (group.lag_events, group.lag_s) for group in groups}
+        return {group.group: (group.lag_events, group.lag_s) for group in groups if group.group != GROUP}
 
     eventually(lambda: lag() == {f"applied:{CARD_SPEND.versioned_name}": (0, 0.0), f"applied:{TERMINAL_ACTIVITY.versioned_name}": (0, 0.0),
                                  f"applied:{TERMINAL_RISK.versioned_name}": (0, 0.0), "scored:fraud": (8, 7.0)})
@@ -173,7 +180,7 @@ def test_status_sees_who_has_fallen_behind(running: tuple[Runtime, Path, Sent]) 
 
 
 @pytest.mark.parametrize(("words", "code", "fact", "hint"), [
-    (["features", "shop=7"], 2, "no view of feature service 'fraud' has entity 'shop'", "one of card_id, terminal_id"),
+    (["features", "shop=7"], 2, "no feature view has entity 'shop'", "one of card_id, terminal_id"),
     (["score", "no/such/file.json"], 3, "cannot read no/such/file.json: No such file or directory", "one JSON event"),
     (["score", "broken.json"], 3, "value is not JSON", "send one UTF-8 JSON object"),
     (["score", "negative.json"], 3, "Expected `int` >= 0 - at `$.amount_minor`", "bounds"),

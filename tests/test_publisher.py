@@ -12,11 +12,11 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from feature_repo.fraud import USE_CASE
 from schemas.envelope import SENT_NS, check_cloud_event, clock, header
 from schemas.errors import LogError, SettingsError
-from schemas.records import OUTCOME, TRANSACTION
+from schemas.fraud import OUTCOME, OUTCOMES, TRAFFIC, TRANSACTION, TRANSACTIONS
 from schemas.settings import Settings
-from schemas.topics import OUTCOMES, SOURCES, TRANSACTIONS
 from services.inputs import event_rows
 from services.ledger import end_offsets, read_topic
 from services.lockstep import HOUR_MS, Lockstep
@@ -36,10 +36,10 @@ class Follower:
     def __init__(self, bootstrap: str) -> None:
         self.heard: list[Any] = []
         self.deaf = threading.Event()
-        self._marks: dict[str, dict[int, int]] = {source: {} for source in SOURCES}
+        self._marks: dict[str, dict[int, int]] = {source: {} for source in TRAFFIC.sources}
         self._stop = threading.Event()
         self._consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "follower", "enable.auto.commit": False})
-        self._consumer.assign([TopicPartition(source, partition, high) for source in SOURCES
+        self._consumer.assign([TopicPartition(source, partition, high) for source in TRAFFIC.sources
                                for partition, (_, high) in end_offsets(bootstrap, source).items()])
         self._thread = threading.Thread(target=self._follow)
         self._thread.start()
@@ -84,13 +84,13 @@ def days() -> list[pa.RecordBatch]:
 def offsets_are_told(bootstrap: str) -> bool:
     """A leader that was just elected may not know it yet."""
     try:
-        return all(end_offsets(bootstrap, source) for source in SOURCES)
+        return all(end_offsets(bootstrap, source) for source in TRAFFIC.sources)
     except LogError:
         return False
 
 
 def lockstep(bootstrap: str, batches: list[pa.RecordBatch], progress: Any, **options: Any) -> Lockstep:
-    return Lockstep(bootstrap, batches, progress, **{"source": "/test", "label_delay_ms": DELAY_MS, **options})
+    return Lockstep(bootstrap, batches, progress, **{"source": "/test", "emissions": USE_CASE.emissions, **options})
 
 
 def test_transactions_and_what_became_known_of_them_arrive_in_simulated_time(
@@ -198,7 +198,7 @@ def test_a_group_that_stands_still_is_named(replay_kafka: str, follower: Followe
 
 def test_what_cannot_be_mapped_is_published_among_the_others(replay_kafka: str, follower: Follower, days: list[pa.RecordBatch]) -> None:
     rows = days[0].to_pylist()[:5]
-    rows[2] |= {"refused": b'{"event_id":"x"}', "event_time": None, "card_id": None}
+    rows[2] |= {"refused.transactions": b'{"event_id":"x"}', "event_time": None, "card_id": None}
     published = lockstep(replay_kafka, [pa.RecordBatch.from_pylist(rows, schema=days[0].schema)], follower)
     published.run()
     events = [message for message in follower.heard if not clock(message.headers())]
@@ -221,7 +221,7 @@ def test_a_kafka_that_is_not_there_is_said_not_to_answer() -> None:
 def test_paced_records_say_when_they_were_due_and_none_leaves_before(kafka: str, days: list[pa.RecordBatch]) -> None:
     already = {partition: high for partition, (_, high) in end_offsets(kafka, TRANSACTIONS).items()}
     began_ns = time.time_ns()
-    result = publish_paced(kafka, [days[0], days[1]], 2_000, source="/paced", label_delay_ms=DELAY_MS, restamp=True, stamp=True)
+    result = publish_paced(kafka, [days[0], days[1]], 2_000, source="/paced", emissions=USE_CASE.emissions, restamp=True, stamp=True)
     number = days[0].num_rows + days[1].num_rows
     assert result.sent == {TRANSACTIONS: number}
     sent = [message for message in read_topic(kafka, TRANSACTIONS) if message.offset() >= already[message.partition()]]
@@ -236,7 +236,7 @@ def test_paced_records_say_when_they_were_due_and_none_leaves_before(kafka: str,
 
 
 def test_paced_events_keep_their_times_and_outcomes_their_place(replay_kafka: str, follower: Follower, days: list[pa.RecordBatch]) -> None:
-    result = publish_paced(replay_kafka, days, 20_000, source="/paced", label_delay_ms=DELAY_MS)
+    result = publish_paced(replay_kafka, days, 20_000, source="/paced", emissions=USE_CASE.emissions)
     last_ms = max(row["event_time"] for row in days[-1].to_pylist())
     assert result.sent == {TRANSACTIONS: sum(day.num_rows for day in days),
                            OUTCOMES: sum(row["event_time"] + DELAY_MS <= last_ms for day in days for row in day.to_pylist())}

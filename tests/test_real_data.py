@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from feature_repo.fraud import FRAUD, SERVICE, VIEWS
+from feature_repo.fraud import FRAUD, SERVICE, USE_CASE, VIEWS
 from feature_repo.layout import packer, rows
 from feature_repo.marks import Progress
 from feature_repo.oracle import Record, feature_values
 from feature_repo.vector import request_features
-from schemas.records import Outcome, Transaction
+from schemas.fraud import TRANSACTIONS, Outcome, Transaction
 from schemas.settings import Settings
-from schemas.topics import TRANSACTIONS
-from services.inputs import find_mapping, read_rows
+from services.inputs import read_rows
 from services.lockstep import Lockstep
+from services.mappings import find_mapping
 from services.runtime.embedded import Runtime
 
 FILE = Path(os.environ.get("HEADRACE_DATA", "")) / "fdh_slice_raw_0618_0814.parquet"
@@ -46,9 +46,9 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
     settings = Settings(home=tmp_path_factory.mktemp("real"), time="replay", kafka=None, redis=None)
     learn, judge = parse_period("2018-07-25..2018-07-31"), parse_period("2018-08-08..2018-08-14")
     with Runtime(settings) as runtime:
-        progress = Progress(runtime.redis, VIEWS, SERVICE.name, SERVICE.source)
+        progress = Progress(runtime.redis, VIEWS, [SERVICE])
         lockstep = Lockstep(runtime.kafka, read_rows(FILE, find_mapping(FILE, "fraud"), None), progress, source="/test",
-                            label_delay_ms=FRAUD.label_delay_ms)
+                            emissions=USE_CASE.emissions)
         lockstep.run(drain=True)
         progress.close()
         with session(settings, "test-real-data") as spark:

@@ -13,19 +13,19 @@ from typing import Any
 import msgspec
 import pytest
 import redis
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from feature_repo.fraud import CARD_SPEND, TERMINAL_ACTIVITY
 from feature_repo.layout import entity_key
 from feature_repo.online import SetReader
 from schemas.envelope import CLOCK_HEADERS, LATE, SOURCE_OFFSET, VALUE_BYTES, header
-from schemas.records import TRANSACTION, Transaction
+from schemas.fraud import TRANSACTION, TRANSACTIONS, Transaction
 from schemas.settings import Settings
-from schemas.topics import BROKER_MAX_BYTES, TRANSACTIONS, catalogue, dead_letter_topic
+from schemas.topics import BROKER_MAX_BYTES, catalogue, dead_letter_topic
 from services.ledger import read_topic
 from services.runtime.topics import create_topics
-from streams.publisher import Publisher, last_source_offset, next_offset
+from streams.publisher import Publisher, last_source_offset, log_start, next_offset
 from streams.sort import sort_chunk
 from tests.deadline import eventually
 from tests.hostile_log import World
@@ -168,6 +168,18 @@ def test_the_log_tells_its_own_gaps_from_records_that_were_not_delivered(kafka: 
         ending()
     eventually(lambda: next_offset(kafka, topic, 0, 5) == 6)
     assert [next_offset(kafka, topic, 0, offset) for offset in range(6)] == [0, 2, 2, 4, 4, 6]
+
+
+def test_a_log_that_has_lost_its_beginning_says_where_it_starts(kafka: str) -> None:
+    topic = f"lost-{os.urandom(4).hex()}"
+    admin, producer = AdminClient({"bootstrap.servers": kafka}), Producer({"bootstrap.servers": kafka})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result()
+    for _ in range(5):
+        producer.produce(topic, b"x", partition=0)
+    producer.flush()
+    assert log_start(kafka, topic, 0) == 0
+    admin.delete_records([TopicPartition(topic, 0, 3)])[TopicPartition(topic, 0)].result()
+    eventually(lambda: log_start(kafka, topic, 0) == 3)
 
 
 def worlds(redis_url: str, rules: Rules) -> Iterator[World]:

@@ -4,13 +4,16 @@ import dataclasses
 import json
 from datetime import date
 
+import deltalake
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from feature_repo.bins import count_columns
 from feature_repo.bundle import champion, load_bundle
 from feature_repo.fraud import FRAUD, SERVICE
+from feature_repo.reference import read_reference
 from feature_repo.views import DAY_MS
 from jobs import train as train_module
 from jobs.fit import fit_local
@@ -24,7 +27,7 @@ FIRST = date(2018, 7, 25)
 TRAIN, TEST = parse_period("2018-07-25..2018-07-31"), parse_period("2018-08-08..2018-08-14")
 SPEC = dataclasses.replace(FRAUD, trees=20, depth=3, alerts_per_day=5)
 PER_DAY = 200
-NO_SETTINGS = Settings()  # only Spark needs any
+NO_SETTINGS = Settings(lineage="off")  # nothing else asks for any
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_the_model_beats_both_baselines_on_the_same_rows(result):
     metrics = result.manifest.metrics
     assert {values["rows"] for values in metrics.values()} == {metrics["model"]["rows"]}
     assert metrics["model"]["auc"] > 0.85
-    assert abs(metrics["one_feature"]["auc"] - 0.5) < 0.15
+    assert abs(metrics["only_amount"]["auc"] - 0.5) < 0.15
     assert metrics["dummy"]["auc"] == 0.5
     assert metrics["model"]["card_precision_5"] > 2 * metrics["dummy"]["card_precision_5"]
 
@@ -73,7 +76,7 @@ def test_the_manifest_says_what_the_model_was_made_from(result, frame):
 
 
 def test_the_threshold_alerts_the_budget_of_cards_in_the_days_nobody_trained_on(result, frame, settings):
-    model = load_bundle(register(settings, result).folder, SERVICE)
+    model = load_bundle(register(settings, result).folder, SERVICE, settings.key_folder)
     gap = frame[(frame.event_time >= TRAIN.end_ms) & (frame.event_time < TEST.start_ms)]
     alerts = gap[model.score(gap[list(SERVICE.feature_names)].to_numpy()) >= model.threshold]
     cards = len({(day, card) for day, card in zip(alerts.event_time // DAY_MS, alerts.card_id, strict=True)})
@@ -142,11 +145,13 @@ def test_an_export_that_differs_is_refused(frame, result):
 
 @pytest.mark.slow
 def test_spark_fits_the_same_recipe_where_one_process_is_too_small(frame, result, tmp_path, monkeypatch):
-    frame.iloc[: len(frame) // 2].to_parquet(tmp_path / "a.parquet")
-    frame.iloc[len(frame) // 2 :].to_parquet(tmp_path / "b.parquet")
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    frame.iloc[: len(frame) // 2].to_parquet(rows / "a.parquet")
+    frame.iloc[len(frame) // 2 :].to_parquet(rows / "b.parquet")
     monkeypatch.setattr(train_module, "LOCAL_ROWS", 2 * PER_DAY)
     monkeypatch.setattr(train_module, "fit_local", lambda spec, x, label: fit_local(spec, x, label) if x.shape[1] == 1 else None)
-    spread = train(tmp_path, SPEC, TRAIN, TEST, Settings(home=tmp_path / "home", spark_master="local[2]"))
+    spread = train(rows, SPEC, TRAIN, TEST, Settings(home=tmp_path / "home", spark_master="local[2]"))
     assert spread.manifest.parameters == result.manifest.parameters
     assert abs(spread.manifest.metrics["model"]["auc"] - result.manifest.metrics["model"]["auc"]) < 0.03
     assert spread.manifest.data["fitted_by"] == "spark"
@@ -159,12 +164,9 @@ def test_parquet_on_disk_gives_the_same_model_as_the_frame(frame, result, tmp_pa
 
 def test_rows_that_a_later_delta_version_removed_stay_removed(frame, tmp_path):
     table = tmp_path / "training"
-    (table / "_delta_log").mkdir(parents=True)
-    frame.to_parquet(table / "old.parquet")
-    frame.head(500).to_parquet(table / "new.parquet")
-    (table / "_delta_log" / f"{0:020}.json").write_text(json.dumps({"add": {"path": "old.parquet"}}) + "\n")
-    commit = [{"remove": {"path": "old.parquet"}}, {"add": {"path": "new.parquet"}}]
-    (table / "_delta_log" / f"{1:020}.json").write_text("\n".join(map(json.dumps, commit)) + "\n")
+    for rows in (frame, frame.head(500)):
+        deltalake.write_deltalake(table, rows, mode="overwrite")
+    assert len(list(table.glob("*.parquet"))) > 1, "what was removed lies there still"
     training_set = open_training_set(table, SPEC)
     assert training_set.origin == {"table": "training", "version": 1}
     assert len(read_rows(training_set, SPEC, 0, TEST.end_ms)) == 500
@@ -177,8 +179,9 @@ def test_rows_that_a_later_delta_version_removed_stay_removed(frame, tmp_path):
     (table / "_manifest.json").write_text(json.dumps({**known, "service_hash": "00000000"}))
     with pytest.raises(JobError, match="fraud@00000000"):
         open_training_set(table, SPEC)
-    (table / "_delta_log" / f"{0:020}.json").unlink()
-    with pytest.raises(JobError, match="does not reach back"):
+    for commit in (table / "_delta_log").iterdir():
+        commit.unlink()
+    with pytest.raises(JobError, match="cannot be read"):
         open_training_set(table, SPEC)
 
 
@@ -194,6 +197,19 @@ def test_the_first_model_is_champion_the_second_only_when_told(settings, result)
     assert aliases == {"champion": third.version, "challenger": second.version, "previous": first.version}
 
 
+def test_a_version_that_can_go_live_has_what_monitors_compare_it_with(settings, result, frame):
+    registered = register(settings, result)
+    reference = read_reference(settings.models, "fraud", registered.version)
+    test = frame[(frame.event_time >= TEST.start_ms) & (frame.event_time < TEST.end_ms)]
+    assert (reference.n, reference.labelled) == (len(test), 1.0)
+    model = load_bundle(registered.folder, SERVICE, settings.key_folder)
+    matrix = test[list(SERVICE.feature_names)].to_numpy()
+    wrong = (model.score(matrix) >= model.threshold) != test.label.to_numpy()
+    assert reference.losses["error"] == (wrong.sum(), len(test))
+    live = count_columns(matrix, reference.edges)  # what is served is float64, what was trained on float32
+    assert live.tolist() == np.sum(reference.counts, axis=0).tolist()
+
+
 def test_the_run_holds_parameters_metrics_and_the_bundle(settings, result):
     registered = register(settings, result)
     with tracking_client(settings) as client:
@@ -203,7 +219,7 @@ def test_the_run_holds_parameters_metrics_and_the_bundle(settings, result):
     assert run.data.metrics["auc"] == result.manifest.metrics["model"]["auc"]
     assert run.data.params["n_estimators"] == "20"
     assert run.data.tags["service_hash"] == SERVICE.definition_hash
-    assert names == {f"bundle/{name}" for name in ("manifest.json", "model.onnx", "golden.json", "model_card.md")}
+    assert names == {f"bundle/{name}" for name in ("manifest.json", "manifest.sig", "model.onnx", "golden.json", "model_card.md")}
 
 
 def test_the_model_card_says_how_good_and_on_what(settings, result):

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.records import TRANSACTION
+from schemas.fraud import TRANSACTION
 from services.world import CARD_DAYS, TERMINAL_DAYS, World
 
 DAYS = 60

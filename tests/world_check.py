@@ -19,7 +19,7 @@ from feature_repo.layout import entity_key, packer, rows
 from feature_repo.oracle import Record, feature_values
 from feature_repo.views import FeatureView
 from schemas.admission import admit
-from schemas.records import Outcome, Prediction, Transaction
+from schemas.fraud import Outcome, Prediction, Transaction
 from services.ledger import read_topic
 
 START_MS = 1_530_000_000_000

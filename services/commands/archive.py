@@ -49,11 +49,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _conflicts(arguments: argparse.Namespace) -> int:
-    from feature_repo.fraud import SERVICE
+    from feature_repo.use_cases import USE_CASES
     from jobs.archive import conflicts
     from schemas.settings import read_settings
 
-    found = conflicts(read_settings(), SERVICE.views)
+    found = conflicts(read_settings(), [view for case in USE_CASES for view in case.views])
     lines = [f"{c['topic']} {c['event_id']} at {c['event_time']}: {c['contents']} contents of revision {c['revision']}, "
              f"partition/offset {', '.join(c['records'])}" for c in found]
     show(arguments, found, "\n".join([*lines, f"{len(found)} conflicts"]))

@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from services.commands import Subparsers
 
 
+SPARK_MEMORY = "512m"  # of a machine with 4 GiB, beside everything else
+
+
 def register(subparsers: Subparsers) -> None:
-    parser = add_command(subparsers, "demo", run, help="start everything, simulate, train, score, check; prints one table",
-                         example="headrace demo --days 60 --keep")
-    parser.add_argument("--days", type=int, default=60, metavar="N", help="days to simulate (default %(default)s)")
-    parser.add_argument("--cards", type=int, default=2500, metavar="N", help="cards, two transactions a day each (default %(default)s)")
+    parser = add_command(subparsers, "demo", run, help="start everything, simulate, train, score, drift, retrain, check; one table",
+                         example="headrace demo --days 120 --keep")
+    parser.add_argument("--days", type=int, default=120, metavar="N", help="days to simulate (default %(default)s)")
+    parser.add_argument("--cards", type=int, default=1500, metavar="N", help="cards, two transactions a day each (default %(default)s)")
     parser.add_argument("--seed", type=int, default=7, metavar="S", help="the same seed gives the same world (default %(default)s)")
     parser.add_argument("--latency-seconds", type=int, default=60, metavar="S", help="real time for the latency (default %(default)s)")
     parser.add_argument("--keep", action="store_true", help="leave it running afterwards, until Ctrl-C or `headrace down`")
@@ -30,26 +33,28 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from schemas.settings import read_settings
-    from services.demo import Demo, Plan, fresh, write_report
+    from services.demo import Demo, fresh, write_report
     from services.memory import PeakMemory
+    from services.rehearsal import ROLES, Stage
     from services.runtime.embedded import Runtime
     from services.words import iso
 
     home = (arguments.out / "home").resolve()
     fresh(home)
-    settings = read_settings(home=home, time="replay").model_copy(update={"kafka": None, "redis": None})
-    plan = Plan(days=arguments.days, cards=arguments.cards, seed=arguments.seed, latency_s=arguments.latency_seconds)
+    only = {"kafka": None, "redis": None, "use_cases": ("fraud",), "spark_memory": SPARK_MEMORY}
+    settings = read_settings(home=home, time="replay").model_copy(update=only)
+    stage = Stage(days=arguments.days, cards=arguments.cards, terminals=max(1, arguments.cards * 2 // 5), seed=arguments.seed)
     console, began = Console(stderr=True), time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn())
-    with Runtime(settings, tell=console.print) as runtime:
+    with Runtime(settings, ROLES, console.print) as runtime:
         up_s = time.monotonic() - began
         names = {process.pid: process.name for process in runtime.state.processes if process.pid is not None}
         with PeakMemory(names) as memory, Progress(*columns, console=console) as bar:
-            task = bar.add_task("starting", total=2 * plan.cards * plan.days)
-            demo = Demo(plan, settings, console.print,
+            task = bar.add_task("starting", total=2 * stage.cards * stage.days)
+            demo = Demo(stage, arguments.latency_seconds, settings, console.print,
                         lambda now_ms, sent: bar.update(task, description=iso(now_ms)[:13], completed=sent))
-            demo.seconds["setup"] = up_s
             report = demo.run(runtime, memory)
+        report["seconds"]["setup"] = round(up_s, 1)
         report["seconds"]["total"] = round(time.monotonic() - began, 1)
         write_report(report, arguments.out / "report.json")
         show(arguments, report, table(report) + f"\n\nwritten to {arguments.out / 'report.json'}")

@@ -31,11 +31,13 @@ def register(subparsers: Subparsers) -> None:
 
 def list_letters(arguments: argparse.Namespace) -> None:
     from schemas.settings import read_settings
+    from schemas.topics import sources
     from services.dead_letters import read_letters
     from services.runtime.endpoints import kafka_endpoint
     from services.words import iso
 
-    letters = list(read_letters(kafka_endpoint(read_settings()), arguments.reason))
+    settings = read_settings()
+    letters = list(read_letters(kafka_endpoint(settings), sources(settings), arguments.reason))
     reasons = Counter(letter.reason for letter in letters)
     facts = {"count": len(letters), "reasons": dict(reasons),
              "letters": [{"id": x.id, "reason": x.reason, "fact": x.fact, "hint": x.hint, "arrival": iso(x.arrival_ms)}
@@ -47,11 +49,13 @@ def list_letters(arguments: argparse.Namespace) -> None:
 
 def show_letter(arguments: argparse.Namespace) -> None:
     from schemas.settings import read_settings
+    from schemas.topics import sources
     from services.dead_letters import find_letter
     from services.runtime.endpoints import kafka_endpoint
     from services.words import iso
 
-    letter = find_letter(kafka_endpoint(read_settings()), arguments.id)
+    settings = read_settings()
+    letter = find_letter(kafka_endpoint(settings), sources(settings), arguments.id)
     value = None if letter.value is None else letter.value.decode("utf-8", "backslashreplace")
     facts = {"id": letter.id, "reason": letter.reason, "fact": letter.fact, "hint": letter.hint, "arrival": iso(letter.arrival_ms),
              "key": None if letter.key is None else letter.key.decode("utf-8", "backslashreplace"), "value": value,
@@ -60,9 +64,10 @@ def show_letter(arguments: argparse.Namespace) -> None:
 
 
 def replay_all(arguments: argparse.Namespace) -> None:
-    from feature_repo.fraud import SERVICE
     from feature_repo.online import SetReader
+    from feature_repo.use_cases import services
     from schemas.settings import read_settings
+    from schemas.topics import sources
     from services.dead_letters import read_letters, replay_letters
     from services.runtime.endpoints import endpoints
 
@@ -71,9 +76,9 @@ def replay_all(arguments: argparse.Namespace) -> None:
     now_ms: int | None = time.time_ns() // 1_000_000
     if settings.time == "replay":
         reader = SetReader(at.redis, 5000, settings.partitions)
-        now_ms = reader.newest_scored_ms(SERVICE.name)
+        now_ms = reader.newest_scored_ms(service.name for service in services(settings))
         reader.close()
-    outcome = replay_letters(at.kafka, at.redis, read_letters(at.kafka, arguments.reason), now_ms, arguments.dry_run)
+    outcome = replay_letters(at.kafka, at.redis, read_letters(at.kafka, sources(settings), arguments.reason), now_ms, arguments.dry_run)
     lines = [f"{identity}  still refused: {fact}" for identity, fact in outcome.refused.items()]
     verb = "would be sent" if arguments.dry_run else "sent"
     lines.append(f"{len(outcome.sent)} {verb}, {len(outcome.before)} sent before, {len(outcome.refused)} still refused")

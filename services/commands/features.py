@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -23,22 +22,18 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from feature_repo.fraud import SERVICE
     from feature_repo.online import SetReader
+    from feature_repo.use_cases import services, views
     from schemas.settings import read_settings
-    from services.lookup import entity_field, features_at
+    from services.lookup import clock_ms, entity_field, features_at
     from services.runtime.endpoints import redis_endpoint
 
     settings = read_settings()
-    entities = {entity_field(SERVICE, word): name for word, name in arguments.entities}
+    entities = {entity_field(views(settings), word): name for word, name in arguments.entities}
     reader = SetReader(redis_endpoint(settings), 5000, settings.partitions)
     try:
-        at_ms = arguments.at
-        if at_ms is None and settings.time == "replay":
-            at_ms = reader.newest_scored_ms(SERVICE.name)
-        if at_ms is None:
-            at_ms = time.time_ns() // 1_000_000
-        found = features_at(SERVICE, reader, entities, at_ms)
+        at_ms = clock_ms(settings, reader, services(settings)) if arguments.at is None else arguments.at
+        found = features_at(views(settings), reader, entities, at_ms)
     finally:
         reader.close()
     lines = [f"at {iso(at_ms)}"]

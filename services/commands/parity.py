@@ -13,22 +13,24 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Subparsers) -> None:
-    add_command(subparsers, "parity", run, help="recompute every archived prediction's features; exit code 1 if one is unexplained",
-                example="headrace parity --json")
+    parser = add_command(subparsers, "parity", run, example="headrace parity --json",
+                         help="recompute every archived prediction's features; exit code 1 if one is unexplained")
+    parser.add_argument("--model", help="whose predictions (default: those of the first model)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from feature_repo.fraud import SERVICE
+    from feature_repo.use_cases import find_model
     from jobs.parity import parity
     from schemas.settings import read_settings
 
-    result = asdict(parity(read_settings(), SERVICE))
+    settings = read_settings()
+    result = asdict(parity(settings, find_model(settings, arguments.model).service))
     show(arguments, result, table(result))
     return 1 if result["unexplained"] else 0
 
 
 def table(result: dict[str, Any]) -> str:
-    counts = ("predictions", "exact", "in_flight", "unexplained", "degraded", "other_definition", "duplicates")
+    counts = ("predictions", "exact", "in_flight", "unexplained", "erased", "degraded", "other_definition", "duplicates")
     lines = [f"{name.replace('_', ' '):<18}{result[name]:>12,}" for name in counts]
     for example in result["examples"]:
         lines.append(f"{example['event_id']} {example['view'] or ''}: {example['why']}")

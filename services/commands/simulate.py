@@ -30,12 +30,17 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--terminals", type=int, default=1000, metavar="N", help="terminals (default: 1000)")
     parser.add_argument("--start", type=time_ms, default=FIRST_DAY, metavar="DAY", help=f"the first day, UTC (default: {FIRST_DAY})")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write Parquet, ground truth included, and publish nothing")
+    parser.add_argument("--plant", nargs="+", default=(), metavar="KIND@DAY",
+                        help="what goes wrong from that day on, for +DAYS: covariate, prior, concept, label-delay, unit, nulls, "
+                        "duplicates, outage, skew; e.g. outage@40+1")
     add_lockstep_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from feature_repo.fraud import USE_CASE
     from schemas.settings import read_settings
     from services.inputs import event_rows
+    from services.planting import parse_plant, planted
     from services.replaying import in_lockstep, summary_text
     from services.world import World
 
@@ -43,13 +48,16 @@ def run(arguments: argparse.Namespace) -> None:
         raise SettingsError("--days, --cards and --terminals are at least 1, --seed at least 0")
     settings = read_settings()
     world = World(arguments.seed, arguments.cards, arguments.terminals, arguments.start)
+    plants = [parse_plant(text, arguments.start) for text in arguments.plant]
     if arguments.out is not None:
+        if plants:
+            raise SettingsError("--plant --out: what is planted is a matter of how events are published", hint="leave out one of them")
         facts = write(world, arguments.days, arguments.out)
         show(arguments, facts, f"wrote {facts['transactions']:,} transactions, {facts['fraud']:,} of them fraud, to {facts['file']}")
         return
-    rows = (event_rows(batch) for batch in world.days(arguments.days))
-    facts = in_lockstep(settings, rows, source=f"/headrace/simulate/{arguments.seed}", total=2 * arguments.cards * arguments.days,
-                        step_ms=arguments.step, drain=arguments.drain)
+    rows = planted((event_rows(batch) for batch in world.days(arguments.days)), plants, arguments.seed)
+    facts = in_lockstep(settings, USE_CASE, rows, source=f"/headrace/simulate/{arguments.seed}", total=2 * arguments.cards * arguments.days,
+                        step_ms=arguments.step, drain=arguments.drain, loop=arguments.loop)
     show(arguments, facts, summary_text(facts))
 
 

@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Subparsers) -> None:
-    add_command(subparsers, "topics", run, help="create the topics of the catalogue that Kafka does not have yet; `up` does it too",
-                example="HEADRACE_KAFKA=broker-1:9092 HEADRACE_REPLICATION=3 headrace topics")
+    parser = add_command(subparsers, "topics", run, help="create the topics of the catalogue that Kafka lacks; `up` does it too",
+                         example="HEADRACE_KAFKA=broker-1:9092 HEADRACE_REPLICATION=3 headrace topics")
+    parser.add_argument("--grow", action="store_true",
+                        help="also add partitions where a topic has fewer than HEADRACE_PARTITIONS; start workers and scorers anew after")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -24,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     settings = read_settings()
     topics = catalogue(settings)
-    created = create_topics(kafka_endpoint(settings), topics)
+    created = create_topics(kafka_endpoint(settings), topics, arguments.grow)
     facts = [{"name": topic.name, "partitions": topic.partitions, "created": topic.name in created, "config": topic.config}
              for topic in topics]
     lines = [f"{topic.name:<24} {topic.partitions} partitions, {'created' if topic.name in created else 'was there'}"

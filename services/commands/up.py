@@ -30,11 +30,11 @@ class Stopped(BaseException):
 
 
 def register(subparsers: Subparsers) -> None:
-    parser = add_command(subparsers, "up", run, help="start Kafka, Redis, the feature workers and the scorer, and watch over them",
+    parser = add_command(subparsers, "up", run, help="start Kafka, Redis, workers, scorer and HTTP API, and watch over them",
                          example="headrace up --workers 2")
     parser.add_argument("--workers", type=int, metavar="N", help="feature workers (setting HEADRACE_WORKERS)")
     parser.add_argument("--detach", action="store_true", help="return once everything is up; `headrace down` stops it")
-    parser.add_argument("--engines-only", action="store_true", help="Kafka, Redis and the topics; no worker, no scorer")
+    parser.add_argument("--engines-only", action="store_true", help="Kafka, Redis and the topics; none of our own processes")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = read_settings(workers=arguments.workers)
     began = time.monotonic()
     if arguments.detach:
-        return _show(arguments, _detached(settings, arguments), time.monotonic() - began)
+        return _show(arguments, settings, _detached(settings, arguments), time.monotonic() - began)
     from services.runtime.embedded import Runtime
     from services.runtime.processes import ROLES
 
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
         signal.signal(number, _stop)
     try:
         with Runtime(settings, () if arguments.engines_only else ROLES, lambda line: print(line, file=sys.stderr)) as runtime:
-            _show(arguments, runtime.state, time.monotonic() - began)
+            _show(arguments, settings, runtime.state, time.monotonic() - began)
             runtime.wait()
     except Stopped:
         print("stopped", file=sys.stderr)
@@ -63,9 +63,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped
 
 
-def _show(arguments: argparse.Namespace, state: RuntimeState, seconds: float) -> None:
+def _show(arguments: argparse.Namespace, settings: Settings, state: RuntimeState, seconds: float) -> None:
     ends = "stop it with `headrace down`" + ("" if arguments.detach else " or Ctrl-C")
-    show(arguments, {**asdict(state), "seconds": round(seconds, 2)}, f"up in {seconds:.1f} s; {ends}")
+    facts, text = {**asdict(state), "seconds": round(seconds, 2)}, f"up in {seconds:.1f} s; {ends}"
+    if state.api is not None:
+        facts["api_key_file"] = str(key := settings.api / "admin.key")
+        text += f"\nHTTP API at {state.api}, the first key is in {key}"
+    show(arguments, facts, text)
 
 
 def _detached(settings: Settings, arguments: argparse.Namespace) -> RuntimeState:

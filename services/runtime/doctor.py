@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from schemas.errors import RuntimeFault, SettingsError
+from schemas.errors import BundleError, RuntimeFault, SettingsError
 from schemas.jars import jar_folder
 from schemas.java import OLDEST, module_versions, offered
 from schemas.settings import Settings, read_settings
-from schemas.topics import catalogue
+from schemas.topics import ONE_PARTITION, catalogue
 from services.runtime.endpoints import endpoints
 from services.runtime.home import holder, read_state
 from services.runtime.kafka import answers
@@ -51,6 +51,7 @@ def examine() -> Iterator[Finding]:
     yield Finding("settings", "ok", "all known")
     yield from _machine(settings)
     yield from _home(settings)
+    yield from _keys(settings.key_folder)
     yield from _java(settings)
     if not settings.redis:
         yield from _redis_server()
@@ -120,6 +121,24 @@ def _home(settings: Settings) -> Iterator[Finding]:
         yield Finding("runtime", "ok", "nothing runs here")
 
 
+def _keys(folder: Path) -> Iterator[Finding]:
+    from feature_repo.key_ring import known_keys, unsafe_files
+
+    unsafe = list(unsafe_files(folder))
+    for path, fault in unsafe:
+        mode = "700" if path.is_dir() else "600" if path.suffix == ".key" else "644"
+        yield Finding("keys", "missing", f"{path} {fault}; it is not used",
+                      f"chmod {mode} {path}; if somebody may have used that, `headrace keys rotate` and revoke the old one")
+    if not unsafe:
+        try:
+            known = known_keys(folder)
+        except BundleError as error:
+            yield Finding("keys", "missing", error.fact, error.hint)
+            return
+        signing = next((f"key {key.id} signs models" for key in known if key.state == "signing"), "none signs models here")
+        yield Finding("keys", "ok", f"{signing}, {len(known)} known in {folder}" if known else "none yet; the first start makes one")
+
+
 def _engines(settings: Settings) -> Iterator[Finding]:
     """What answers now; with embedded engines that are down there is nothing to ask."""
     try:
@@ -154,6 +173,14 @@ def _kafka(bootstrap: str, settings: Settings) -> Iterator[Finding]:
     missing = [topic.name for topic in catalogue(settings) if topic.name not in metadata.topics]
     yield Finding("topics", "missing" if missing else "ok", ", ".join(missing) + " not there" if missing else "all there",
                   "headrace topics" if missing else "")
+    there = {topic.name: len(metadata.topics[topic.name].partitions) for topic in catalogue(settings)
+             if topic.name in metadata.topics and topic.name not in ONE_PARTITION}
+    most = max(settings.partitions, *there.values(), 0)
+    fewer = [f"{name} {number}" for name, number in there.items() if number < most]
+    if fewer or most > settings.partitions:
+        yield Finding("partitions", "missing", f"HEADRACE_PARTITIONS is {settings.partitions}, a topic has up to {most}"
+                      + (f", fewer have {', '.join(fewer)}" if fewer else ""),
+                      f"HEADRACE_PARTITIONS={most} headrace topics --grow, then headrace anew with that setting")
 
 
 def _redis(url: str) -> Iterator[Finding]:

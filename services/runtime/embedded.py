@@ -10,8 +10,10 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Literal, Self
 
+from feature_repo.key_ring import ensure_key
 from schemas.settings import Settings
 from schemas.topics import catalogue
+from services.releasing import adopt_champions
 from services.runtime.endpoints import Endpoints
 from services.runtime.home import ProcessState, RuntimeState, claim, write_state
 from services.runtime.kafka import kafka_process
@@ -28,7 +30,7 @@ class Runtime:
     """Everything of one home folder, up from ``__enter__`` to ``__exit__``.
 
     Kafka and Redis are children where the settings name no external ones; ``roles`` says which of our own processes run
-    ("worker", "scorer"; none for the engines and the topics alone). ``tell`` hears one line for each child that becomes healthy.
+    ("worker", "scorer", "api"; none for the engines and the topics alone). ``tell`` hears one line for each child that becomes healthy.
 
     Raises RuntimeFault when the home is taken or a child does not start, LogError when the topics cannot be made.
     """
@@ -68,6 +70,11 @@ class Runtime:
         return self.endpoints.redis
 
     @property
+    def api(self) -> str:
+        """Address of the HTTP API, where it is one of the roles."""
+        return self._embedded["api"]
+
+    @property
     def endpoints(self) -> Endpoints:
         external = self._settings.redis.get_secret_value() if self._settings.redis else ""
         return Endpoints(self._settings.kafka or self._embedded["kafka"], external or self._embedded["redis"])
@@ -76,7 +83,8 @@ class Runtime:
     def state(self) -> RuntimeState:
         """As ``runtime.json`` has it."""
         embedded = self._embedded
-        return RuntimeState(os.getpid(), self._phase, embedded.get("kafka"), embedded.get("redis"), self._supervisor.states())
+        return RuntimeState(os.getpid(), self._phase, embedded.get("kafka"), embedded.get("redis"), self._supervisor.states(),
+                            embedded.get("api"))
 
     def pid(self, name: str) -> int | None:
         """The process id of the child ``name`` (kafka, redis, worker-1, scorer, ...); None while it is not running."""
@@ -96,8 +104,20 @@ class Runtime:
     def _start(self) -> None:
         self._supervisor.start(self._engines())
         create_topics(self.kafka, catalogue(self._settings))
-        self._supervisor.start(own_processes(self._settings, self.endpoints, self._roles))
+        if made := ensure_key(self._settings.key_folder):
+            self._tell(f"made key {made} in {self._settings.key_folder}: it signs models, and only what it signed is loaded")
+        for release in adopt_champions(self._settings, self.endpoints) if "scorer" in self._roles else ():
+            self._tell(f"{release.model} version {release.champion} is live, epoch {release.epoch}: {release.why}")
+        self._supervisor.start(own_processes(self._own_settings(), self.endpoints, self._roles))
         self._enter("up")
+
+    def _own_settings(self) -> Settings:
+        """With the port of the API, which is to be known before it runs."""
+        if "api" not in self._roles:
+            return self._settings
+        port = self._settings.api_port or reserve(self._settings.home, ("api",))["api"]
+        self._embedded["api"] = f"http://{self._settings.api_host}:{port}"
+        return self._settings.model_copy(update={"api_port": port})
 
     def _engines(self) -> list[Process]:
         settings, home = self._settings, self._settings.home

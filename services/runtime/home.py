@@ -32,13 +32,14 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeState:
-    """What ``runtime.json`` says: ``kafka`` and ``redis`` are those that run here, None when they are external."""
+    """What ``runtime.json`` says: ``kafka``, ``redis`` and ``api`` are those that run here, None when they are external, or not run."""
 
     pid: int
     state: Literal["starting", "up", "stopping"]
     kafka: str | None
     redis: str | None
     processes: tuple[ProcessState, ...]
+    api: str | None = None
 
 
 @contextmanager

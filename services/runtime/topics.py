@@ -16,14 +16,14 @@ __all__ = ["create_topics"]
 TIMEOUT_S = 15.0
 
 
-def create_topics(bootstrap: str, topics: Sequence[Topic]) -> list[str]:
+def create_topics(bootstrap: str, topics: Sequence[Topic], grow: bool = False) -> list[str]:
     """Create those of ``topics`` that Kafka does not have; return their names once every partition has a leader.
 
     Raises LogError when Kafka does not answer or refuses, or a topic exists with other partitions or settings: changing those
-    under data is a decision that a command must not take.
+    under data is a decision that a command must not take. With ``grow`` it was taken: topics with fewer partitions get more.
     """
     from confluent_kafka import KafkaError, KafkaException
-    from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType  # type: ignore[attr-defined]
+    from confluent_kafka.admin import AdminClient, ConfigResource, NewPartitions, NewTopic, ResourceType  # type: ignore[attr-defined]
 
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     try:
@@ -36,7 +36,12 @@ def create_topics(bootstrap: str, topics: Sequence[Topic]) -> list[str]:
             except KafkaException as error:
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # made by somebody else, meanwhile
                     raise
-        _wait_for_leaders(admin, missing)
+        small = [topic for topic in topics if topic.name in present and len(present[topic.name].partitions) < topic.partitions]
+        if grow and small:
+            more = [NewPartitions(topic.name, topic.partitions) for topic in small]
+            for made in admin.create_partitions(more, request_timeout=TIMEOUT_S).values():
+                _result(made)
+        _wait_for_leaders(admin, missing + (small if grow else []))
         present = admin.list_topics(timeout=TIMEOUT_S).topics
         told = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic.name) for topic in topics], request_timeout=TIMEOUT_S)
         configs = {resource.name: {name: entry.value for name, entry in _result(answer).items()} for resource, answer in told.items()}

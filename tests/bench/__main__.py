@@ -16,7 +16,8 @@ from pathlib import Path
 from schemas.settings import read_settings
 from tests.bench.report import Figure, print_table, write_json
 
-SECTIONS = ("features", "scoring", "memory", "latency", "offline")
+SECTIONS = ("features", "scoring", "memory", "latency", "tiles", "offline", "history", "backfill", "drift", "monitors", "api")
+API_SECONDS = 15.0
 REPORT = Path("build/bench/report.json")
 
 
@@ -25,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", type=_sections, default=SECTIONS, metavar="SECTION,...", help=f"some of {', '.join(SECTIONS)}")
     parser.add_argument("--events", type=int, default=2_000_000, help="backlog of features, scoring and memory (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=500_000, help="rows of the training set (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=500_000, help="rows of the training set, and of the backfill (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of latency measurement (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
     chosen = parser.parse_args()
@@ -56,11 +57,41 @@ def _measure(chosen: argparse.Namespace) -> Iterator[list[Figure]]:
 
         with _home("latency") as home:
             yield latency.measure(read_settings(home=home, kafka=None, redis=None, time="replay"), chosen.seconds, _tell)
+    if "tiles" in chosen.only:
+        from tests.bench import tiles
+
+        with _home("tiles") as home:
+            yield tiles.measure(read_settings(home=home, kafka=None, redis=None), _tell)
     if "offline" in chosen.only:
         from tests.bench import offline
 
         with _home("offline") as home:
             yield offline.measure(read_settings(home=home), chosen.rows, _tell)
+    if "history" in chosen.only:
+        from tests.bench import history
+
+        with _home("history") as home:
+            yield history.measure(read_settings(home=home), chosen.rows, _tell)
+    if "backfill" in chosen.only:
+        from tests.bench import backfill
+
+        with _home("backfill") as home:
+            settings = read_settings(home=home, kafka=None, redis=None, time="replay")
+            yield backfill.measure(settings, chosen.rows, chosen.seconds, _tell)
+    if "drift" in chosen.only:
+        from tests.bench import drift, drift_attacks
+
+        yield drift.measure(_tell) + drift_attacks.measure(_tell)
+    if "api" in chosen.only:
+        from tests.bench import api
+
+        with _home("api") as home:
+            settings = read_settings(home=home, kafka=None, redis=None, time="replay")
+            yield api.measure(settings, min(chosen.seconds, API_SECONDS), _tell)
+    if "monitors" in chosen.only:
+        from tests.bench import monitors
+
+        yield monitors.measure(_tell)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import numpy as np
 from feature_repo.fraud import SERVICE
 from feature_repo.vector import request_features
 
-__all__ = ["BATCH", "measure"]
+__all__ = ["BATCH", "ENTITIES", "filled_store", "measure", "open_store"]
 
 BATCH = 500
 ENTITIES = 500
@@ -24,18 +24,8 @@ DATABASE = 5
 
 def measure(redis: str, fitted: Any) -> tuple[float, float]:
     """Events/s by requests of one row and of ``BATCH`` rows: every view's features, the request-time ones, ``predict_proba``."""
-    from feast import FeatureStore, RepoConfig
-
-    from feature_repo.definitions import ENTITIES as JOIN_KEYS
-    from feature_repo.definitions import FEATURE_SERVICES, FEATURE_VIEWS
-
-    at = urlsplit(redis)
     with tempfile.TemporaryDirectory(prefix="bench-feast-") as folder:
-        store = FeatureStore(config=RepoConfig(
-            project="bench", provider="local", registry=str(Path(folder, "registry.db")), entity_key_serialization_version=3,
-            online_store={"type": "redis", "connection_string": f"{at.hostname}:{at.port},db={DATABASE}"}))
-        store.apply([*JOIN_KEYS.values(), *FEATURE_VIEWS.values(), *FEATURE_SERVICES.values()])
-        _write(store, FEATURE_VIEWS)
+        store = filled_store(Path(folder), redis)
         service = store.get_feature_service(SERVICE.name)
 
         def score(rows: list[dict[str, str]]) -> None:
@@ -52,6 +42,27 @@ def measure(redis: str, fitted: Any) -> tuple[float, float]:
                 score([row])
 
         return _rate(one_by_one, 100), _rate(lambda: score(rows), BATCH)
+
+
+def open_store(folder: Path, redis: str) -> Any:
+    """Feast's, over its own Redis store, with its registry in ``folder``."""
+    from feast import FeatureStore, RepoConfig
+
+    at = urlsplit(redis)
+    return FeatureStore(config=RepoConfig(
+        project="bench", provider="local", registry=str(folder / "registry.db"), entity_key_serialization_version=3,
+        online_store={"type": "redis", "connection_string": f"{at.hostname}:{at.port},db={DATABASE}"}))
+
+
+def filled_store(folder: Path, redis: str) -> Any:
+    """The same, with values of ``ENTITIES`` cards and terminals."""
+    from feature_repo.definitions import ENTITIES as JOIN_KEYS
+    from feature_repo.definitions import FEATURE_SERVICES, FEATURE_VIEWS
+
+    store = open_store(folder, redis)
+    store.apply([*JOIN_KEYS.values(), *FEATURE_VIEWS.values(), *FEATURE_SERVICES.values()])
+    _write(store, FEATURE_VIEWS)
+    return store
 
 
 def _rate(work: Any, events: int, seconds: float = 3.0) -> float:

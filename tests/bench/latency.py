@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from feature_repo.fraud import FRAUD, SERVICE, VIEWS
+from feature_repo.fraud import SERVICE, USE_CASE, VIEWS
 from feature_repo.marks import Progress
+from schemas.fraud import TRANSACTIONS
 from schemas.settings import Settings
-from schemas.topics import TRANSACTIONS
 from services.events import Encoder
 from services.inputs import event_rows
 from services.latency import measure_latency, one_a_millisecond
@@ -37,22 +37,23 @@ def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> 
     cards = max(100, int(rows / A_CARD_A_DAY))
     world = World(seed=9, cards=cards, terminals=max(50, cards // 3), start_ms=START_MS)
     promote_noise(settings.models)
-    with Runtime(settings, ("worker", "scorer"), tell) as runtime:
+    with Runtime(settings, ("worker", "loop", "scorer"), tell) as runtime:
         tell(f"scoring {DAYS_BEFORE} days of {cards:,} cards")
-        publisher, timeline = Publisher(runtime.kafka), Timeline(map(event_rows, world.days(DAYS_BEFORE)), FRAUD.label_delay_ms)
-        publisher.send(in_order_of_arrival(timeline, Encoder("/bench")))
+        topics = [emission.topic for emission in USE_CASE.emissions]
+        publisher, timeline = Publisher(runtime.kafka, topics), Timeline(map(event_rows, world.days(DAYS_BEFORE)), USE_CASE.emissions)
+        publisher.send(in_order_of_arrival(timeline, {topic: Encoder(topic, "/bench") for topic in topics}))
         publisher.flush()
         _caught_up(runtime)
         tell(f"{RATE:,} events/s for {seconds:g} s")
         batches = list(one_a_millisecond(event_rows(world.day(DAYS_BEFORE)), START_MS + DAYS_BEFORE * DAY_MS, rows))
-        found = measure_latency(runtime.kafka, batches, RATE, FRAUD.label_delay_ms, WARM_UP_S)
+        found = measure_latency(runtime.kafka, batches, RATE, USE_CASE, WARM_UP_S)
     detail = found.facts()
     return [Figure("latency", f"p99 at {RATE:,} events/s", found.p99, "ms", 25, at_most=True, detail=detail),
             Figure("latency", "p50", found.p50, "ms", detail=detail)]
 
 
 def _caught_up(runtime: Runtime) -> None:
-    progress = Progress(runtime.redis, VIEWS, SERVICE.name, TRANSACTIONS)
+    progress = Progress(runtime.redis, VIEWS, [SERVICE])
     ends = {partition: high - 1 for partition, (_, high) in end_offsets(runtime.kafka, TRANSACTIONS).items() if high}
     eventually(lambda: progress.reached(TRANSACTIONS) == ends, timeout_s=300)
     progress.close()

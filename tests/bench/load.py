@@ -11,8 +11,7 @@ from confluent_kafka import Producer
 
 from feature_repo.views import DAY_MS
 from schemas.envelope import Headers, cloud_event_headers
-from schemas.records import TRANSACTION
-from schemas.topics import OUTCOMES, TRANSACTIONS
+from schemas.fraud import OUTCOMES, TRANSACTION, TRANSACTIONS
 
 __all__ = ["START_MS", "Events", "publish_outcomes", "publish_transactions"]
 

@@ -31,6 +31,7 @@ def promote_noise(models: Path) -> Any:
         inputs=list(SERVICE.feature_names), threshold=0.5, defaults={}, label=FRAUD.label, label_delay_ms=FRAUD.label_delay_ms,
         train=DAY, test=DAY, seed=FRAUD.seed, parameters={}, metrics={}, data={}, frameworks={})
     folder = models / FRAUD.name / "bench"
-    write_bundle(folder, manifest, onnx, Golden(rows, Scorer(onnx)(x[:8]).tolist()), "# grown on noise, for the bench\n")
+    golden = Golden(rows, Scorer(onnx)(x[:8]).tolist())
+    write_bundle(folder, manifest, onnx, golden, "# grown on noise, for the bench\n", models.parent / "keys")
     promote(models, folder)
     return fitted

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from feature_repo import kernel
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.layout import packer
 from feature_repo.views import DAY_MS
-from jobs.events import bronze_path
 from jobs.spark import session
 from jobs.training_set import build_training_set
-from schemas.records import OUTCOME, TRANSACTION
+from schemas.fraud import OUTCOME, TRANSACTION, TRANSACTIONS
 from schemas.settings import Settings
-from schemas.topics import OUTCOMES, TRANSACTIONS
 from tests.bench import windows_sql
+from tests.bench.bronze import write_bronze
 from tests.bench.load import START_MS, Events
 from tests.bench.report import Figure
 
@@ -33,7 +28,6 @@ POPULATION = 300_000
 KNOWN_AFTER_MS = 6 * DAY_MS
 """A day before outcomes count in the windows: SQL cannot say what had arrived, so here nothing depends on it."""
 WARM_UP_DAYS = 3
-PARTITIONS = 4
 
 
 def measure(settings: Settings, rows: int, tell: Callable[[str], None]) -> list[Figure]:
@@ -43,7 +37,7 @@ def measure(settings: Settings, rows: int, tell: Callable[[str], None]) -> list[
     kernel_rate = _kernel_rows_per_s(events)
     with session(settings, "bench") as spark:
         tell("writing the archive")
-        _write_bronze(spark, settings, events)
+        write_bronze(settings, events, KNOWN_AFTER_MS)
         tell("warming up")
         build_training_set(settings, FRAUD, START_MS, START_MS + WARM_UP_DAYS * DAY_MS, spark=spark)
         windows_sql.build(spark, settings, START_MS, START_MS + WARM_UP_DAYS * DAY_MS)
@@ -90,20 +84,3 @@ def _kernel_rows_per_s(events: Events) -> float:
         kernel.sweep(view, *reads)
         spent += time.thread_time() - began
     return len(events) / spent
-
-
-def _write_bronze(spark: Any, settings: Settings, events: Events) -> None:
-    """The archive as ``headrace archive`` would have it."""
-    staged = Path(settings.home.resolve(), "staged")
-    staged.mkdir(parents=True)
-    header = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
-    for topic, rows, after_ms in ((TRANSACTIONS, events.transactions(), 0), (OUTCOMES, events.outcomes(), KNOWN_AFTER_MS)):
-        _, times, keys, values = zip(*rows, strict=True)
-        n = len(times)
-        numbers = np.arange(n)
-        table = pa.table({
-            "topic": pa.array([topic] * n), "partition": pa.array((numbers % PARTITIONS).astype(np.int32)),
-            "offset": pa.array(numbers // PARTITIONS), "arrival_ms": pa.array(np.array(times, np.int64) + after_ms),
-            "key": pa.array(keys, pa.binary()), "value": pa.array(values, pa.binary()), "headers": pa.nulls(n, header)})
-        pq.write_table(table, staged / f"{topic}.parquet", row_group_size=n // 4 + 1)
-    spark.read.parquet(str(staged)).write.format("delta").partitionBy("topic").save(bronze_path(settings))

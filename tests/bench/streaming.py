@@ -8,8 +8,8 @@ from typing import Any
 
 from feature_repo.fraud import LABEL_DELAY_MS, SERVICE, VIEWS
 from feature_repo.marks import Progress
+from schemas.fraud import OUTCOMES, TRANSACTIONS
 from schemas.settings import Settings
-from schemas.topics import OUTCOMES, TRANSACTIONS
 from services.runtime.embedded import Runtime
 from tests.bench import baselines, load
 from tests.bench.model import promote_noise
@@ -106,8 +106,8 @@ class _Done:
     """How many events are done, from the marks that the processes leave in the store."""
 
     def __init__(self, redis: str) -> None:
-        self._views = Progress(redis, VIEWS, None, TRANSACTIONS)
-        self._service = Progress(redis, (), SERVICE.name, TRANSACTIONS)
+        self._views = Progress(redis, VIEWS, [])
+        self._service = Progress(redis, (), [SERVICE])
 
     def applied(self, source: str) -> int:
         return sum(offset + 1 for offset in self._views.reached(source).values())

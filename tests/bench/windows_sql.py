@@ -10,8 +10,8 @@ from typing import Any
 from feature_repo.fraud import SERVICE
 from feature_repo.views import Feature, FeatureView
 from jobs.events import bronze_path
+from schemas.fraud import OUTCOMES, TRANSACTIONS
 from schemas.settings import Settings
-from schemas.topics import OUTCOMES, TRANSACTIONS
 
 __all__ = ["EXPRESSED", "build", "differing"]
 

@@ -1,0 +1,253 @@
+"""The Delta archive read in this process, without a JVM: one version of it, the files that can hold what is wanted, and no others.
+
+The one module that knows the ``deltalake`` library.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+
+from feature_repo.archived import Events, Wanted, read_events
+from feature_repo.positions import position_of
+from schemas.contracts import Contract
+from schemas.envelope import ATTRIBUTES, SPECIFICATION
+from schemas.errors import JobError
+from schemas.settings import Settings
+from schemas.topics import SOURCES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "bronze_path", "complete_path", "control_path", "control_records", "open_archive",
+           "read_file", "table_files", "table_version", "write_file", "write_table"]
+
+BATCH_ROWS = 1 << 17
+"""Values decoded at once: some 20 MB a thread."""
+COLUMNS = ["partition", "offset", "arrival_ms", "value", "headers"]
+FOR_EVER = 2**63 - 1
+
+
+def bronze_path(settings: Settings) -> str:
+    return f"{settings.tables}/bronze"
+
+
+def control_path(settings: Settings) -> str:
+    """The table of what monitors, governor, runners and people said, and of releases: columns as those of bronze."""
+    return f"{settings.tables}/control"
+
+
+def complete_path(settings: Settings) -> str:
+    """The file that holds the table's last version in which every prediction stands with all that its scorer can have seen."""
+    return f"{settings.tables}/_checkpoints/bronze/complete"
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """Events of one source and the order in which they came: ``arrivals`` int64[m, 2] (arrival ms, position), as ``kernel.sweep`` wants.
+
+    ``texts`` are chunked; ``events.rows`` and ``events.texts`` are empty.
+    """
+
+    events: Events
+    arrivals: Any
+    texts: dict[str, pa.ChunkedArray]
+
+    def __len__(self) -> int:
+        return len(self.arrivals)
+
+
+@dataclass(frozen=True)
+class ArchiveTable:
+    """One version of the archive; ``dataset`` is Arrow's view of its files and of what their statistics guarantee."""
+
+    version: int
+    newest_ms: int
+    dataset: Any
+
+    def row_groups(self, topic: str, arrived_from_ms: int = 0, arrived_until_ms: int = FOR_EVER) -> list[Any]:
+        """The row groups that can hold records of ``topic`` with arrived_from_ms <= arrival <= arrived_until_ms, by their statistics."""
+        within = _within(topic, arrived_from_ms, arrived_until_ms)
+        return [group for fragment in self.dataset.get_fragments(filter=within)
+                for group in fragment.split_by_row_group(filter=within, schema=self.dataset.schema)]
+
+    def count(self, topic: str, arrived_from_ms: int = 0, arrived_until_ms: int = FOR_EVER) -> int:
+        """How many records those row groups hold: an upper bound that reads no data."""
+        return sum(group.count_rows() for group in self.row_groups(topic, arrived_from_ms, arrived_until_ms))
+
+    def batches(self, topic: str, arrived_from_ms: int, arrived_until_ms: int, decode: Callable[[pa.RecordBatch], Any]) -> list[Any]:
+        """``decode`` of each batch with COLUMNS, in the table's order, by as many threads as there are cores."""
+        within = _within(topic, arrived_from_ms, arrived_until_ms)
+
+        def of_group(group: Any) -> list[Any]:
+            return [decode(batch) for batch in group.to_batches(columns=COLUMNS, filter=within, schema=self.dataset.schema,
+                                                                batch_size=BATCH_ROWS, use_threads=False) if batch.num_rows]
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(chain.from_iterable(pool.map(of_group, self.row_groups(topic, arrived_from_ms, arrived_until_ms))))
+
+    def read(self, wanted: Wanted, arrived_until_ms: int = FOR_EVER) -> Arrived:
+        """The wanted events that arrived by ``arrived_until_ms``."""
+        contract = SOURCES[wanted.source]
+
+        def decode(batch: pa.RecordBatch) -> tuple[Events, Any]:
+            arrival = batch["arrival_ms"].to_numpy()
+            found = read_events(wanted, batch["value"], arrival, ~contradicted(batch["headers"], contract))
+            partition, offset = (batch[name].to_numpy()[found.rows].astype(np.int64) for name in ("partition", "offset"))
+            return found, np.stack((arrival[found.rows], position_of(wanted.source, partition, offset)), axis=1)
+
+        return _joined(self.batches(wanted.source, wanted.arrived_from_ms, arrived_until_ms, decode), wanted)
+
+
+def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable:
+    """The archive at ``version``, by default the newest complete one. Raises JobError where there is none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    path = bronze_path(settings)
+    try:
+        table = DeltaTable(path, version=complete_version(settings) if version is None else version)
+        files = pa.table(table.get_add_actions(flatten=True))
+        newest = pc.max(files["max.arrival_ms"]).as_py() if "max.arrival_ms" in files.column_names else None
+        return ArchiveTable(table.version(), newest or 0, table.to_pyarrow_dataset())
+    except TableNotFoundError as error:
+        raise JobError(f"there is no archive in {path}", hint="headrace archive") from error
+    except DeltaError as error:
+        raise JobError(f"the archive in {path} cannot be read in process: {error}", hint="--engine spark") from error
+
+
+def control_records(settings: Settings, topics: Sequence[str], found: dict[tuple[str, int], bytes]) -> int | None:
+    """Put what the archive has of ``topics``, which have one partition, into ``found`` by topic and offset; the version it was read at.
+
+    None where none was archived.
+    """
+    import pyarrow.compute as pc
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    path = control_path(settings)
+    try:
+        table = DeltaTable(path)
+        rows = table.to_pyarrow_dataset().to_table(columns=["topic", "offset", "value"], filter=pc.field("topic").isin(list(topics)))
+    except TableNotFoundError:
+        return None
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be read in process: {error}") from error
+    for topic, offset, value in zip(*(rows[name].to_pylist() for name in ("topic", "offset", "value")), strict=True):
+        found[topic, offset] = value or b""
+    return int(table.version())
+
+
+def complete_version(settings: Settings) -> int | None:
+    """The version that the last whole archive run left; None where there is none: the newest."""
+    told = read_file(complete_path(settings))
+    return None if told is None else int(told)
+
+
+def table_files(path: str) -> tuple[list[str], int]:
+    """The files of the newest version of the Delta table at ``path``, and that version; others in its folder were removed by it."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        table = DeltaTable(path)
+        return sorted(table.file_uris()), table.version()
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be read: {error}", hint="remove its folder and build it again") from error
+
+
+def table_version(path: str) -> int:
+    """The newest version of the Delta table at ``path``. Raises JobError where there is none."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        return int(DeltaTable(path).version())
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be read: {error}") from error
+
+
+def read_file(path: str) -> str | None:
+    """The text in the file ``path``, a path or URL that tables may lie under; None where there is none."""
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(path)
+    if files.get_file_info(path).type == fs.FileType.NotFound:
+        return None
+    with files.open_input_file(path) as file:
+        return bytes(file.read()).decode()
+
+
+def write_table(path: str, table: pa.Table, *, append: bool = False) -> None:
+    """Make ``table``, after what is there if ``append``, the newest version of the Delta table at ``path``."""
+    from deltalake import write_deltalake
+    from deltalake.exceptions import DeltaError
+
+    try:
+        if append:
+            write_deltalake(path, table, mode="append")
+        else:
+            write_deltalake(path, table, mode="overwrite", schema_mode="overwrite")
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
+
+
+def write_file(path: str, text: str) -> None:
+    """Put ``text`` into the file ``path``, a path or URL that tables may lie under, in one step: half of it is never there."""
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(path)
+    folder, _, name = path.rpartition("/")
+    files.create_dir(folder)
+    draft = f"{folder}/.{name}.{uuid4().hex}"
+    with files.open_output_stream(draft) as file:
+        file.write(text.encode())
+    files.move(draft, path)
+
+
+def contradicted(headers: pa.Array, contract: Contract) -> Any:
+    """bool[n]: whether a record's headers contradict ``contract``, as ``schemas.envelope.check_cloud_event`` has it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    wrong = np.zeros(len(headers), bool)
+    if headers.null_count < len(headers):
+        pairs, rows = headers.flatten(), pc.list_parent_indices(headers).to_numpy()
+        keys, values = pc.struct_field(pairs, "key"), pc.struct_field(pairs, "value")
+        for name, only in zip(ATTRIBUTES, (contract.type_bytes, SPECIFICATION), strict=True):
+            fits = pc.fill_null(pc.equal(values, pa.scalar(only, values.type)), False)
+            wrong[rows[pc.and_(pc.equal(keys, name), pc.invert(fits)).to_numpy(zero_copy_only=False)]] = True
+    return wrong
+
+
+def _within(topic: str, arrived_from_ms: int, arrived_until_ms: int) -> Any:
+    import pyarrow.compute as pc
+
+    arrival = pc.field("arrival_ms")
+    return (pc.field("topic") == topic) & (arrival >= arrived_from_ms) & (arrival <= arrived_until_ms)
+
+
+def _joined(parts: Sequence[tuple[Events, Any]], wanted: Wanted) -> Arrived:
+    import pyarrow as pa
+
+    nothing = read_events(wanted, pa.array([], pa.binary()), np.empty(0, np.int64), np.empty(0, bool))
+    parts = [(nothing, np.empty((0, 2), np.int64)), *parts]
+    events = [found for found, _ in parts]
+
+    def column(pick: Any) -> Any:
+        return np.concatenate([pick(found) for found in events])
+
+    whole = Events(np.empty(0, np.int64), column(lambda e: e.event_time), column(lambda e: e.id_hash), column(lambda e: e.admitted),
+                   {name: column(lambda e, name=name: e.records[name]) for name in nothing.records},
+                   {name: column(lambda e, name=name: e.numbers[name]) for name in wanted.numbers}, {})
+    return Arrived(whole, np.concatenate([arrivals for _, arrivals in parts]),
+                   {name: pa.chunked_array([found.texts[name] for found in events]) for name in wanted.texts})

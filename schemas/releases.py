@@ -1,0 +1,101 @@
+"""Which version of a model is live: a chain of records on one partition, kept for ever.
+
+Kafka has no compare-and-set. So each record names the offset of the one that it follows, and readers ignore one whose predecessor is not
+the last that counted: of two writers that saw the same state the first wins, for everybody, and the other can see that it lost.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from schemas.contracts import Contract
+from schemas.records import Id, TimeMs
+
+__all__ = ["RELEASE", "RELEASES", "ROLLBACK", "Chain", "Release"]
+
+RELEASES = "model-releases"
+NOTHING = -1
+ROLLBACK = "rollback:"
+"""So the id of a release begins that takes back the one before it."""
+
+
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """From here on ``champion`` decides; ``previous`` did before, and stays loaded so that going back takes no time.
+
+    ``release_id`` is derived from what caused it, so that a writer that died knows its own record again. ``follows`` is the offset of
+    the model's last record that counted, -1 for the first; ``evidence`` the hash of what its gates saw (null: a person decided);
+    ``at_ms`` stream time. While ``paused`` only a person releases.
+    """
+
+    release_id: Id
+    model: Id
+    epoch: Annotated[int, Meta(ge=1)]
+    follows: Annotated[int, Meta(ge=-1)]
+    champion: Id
+    previous: str | None
+    why: str
+    by: str
+    at_ms: TimeMs
+    evidence: str | None = None
+    paused: bool = False
+
+
+RELEASE = Contract("release", 1, Release, "headrace", "model", "full", frozenset(), "A model's champion from an epoch on.")
+
+
+class Chain:
+    """Of each model the records that counted, oldest first, as (offset, release). ``take`` must see every record, in order."""
+
+    def __init__(self) -> None:
+        self._counted: dict[str, list[tuple[int, Release]]] = {}
+
+    def take(self, offset: int, release: Release) -> bool:
+        """Whether ``release`` counts. A record that was taken before changes nothing."""
+        history = self._counted.setdefault(release.model, [])
+        at, epoch = (history[-1][0], history[-1][1].epoch) if history else (NOTHING, 0)
+        known = any(release.release_id == before.release_id for _, before in history)
+        if offset <= at or known or (release.follows, release.epoch) != (at, epoch + 1):
+            return False
+        history.append((offset, release))
+        return True
+
+    def current(self, model: str) -> Release | None:
+        history = self._counted.get(model)
+        return history[-1][1] if history else None
+
+    def models(self) -> list[str]:
+        return list(self._counted)
+
+    def history(self, model: str) -> list[Release]:
+        """Oldest first."""
+        return [release for _, release in self._counted.get(model, ())]
+
+    def live_at(self, model: str, at_ms: int) -> Release | None:
+        """What was in production at this stream time: the last release that was made by then."""
+        return next((release for release in reversed(self.history(model)) if release.at_ms <= at_ms), None)
+
+    def before(self, model: str) -> str | None:
+        """The version that a rollback goes to: what was live before the current one was released; None where there is none.
+
+        Rolling back again goes one further, not forward again.
+        """
+        live: list[str] = []
+        for release in self.history(model):
+            if release.release_id.startswith(ROLLBACK) and live:
+                live.pop()
+            if live[-1:] != [release.champion]:
+                live.append(release.champion)
+        return live[-2] if len(live) > 1 else None
+
+    def following(self, release_id: str, model: str, champion: str, at_ms: int, why: str, by: str, evidence: str | None = None,
+                  paused: bool | None = None) -> Release:
+        """The record that makes ``champion`` live next. Time never runs back along the chain; ``paused`` None: as before."""
+        history = self._counted.get(model)
+        if not history:
+            return Release(release_id, model, 1, NOTHING, champion, None, why, by, at_ms, evidence, bool(paused))
+        offset, last = history[-1]
+        return Release(release_id, model, last.epoch + 1, offset, champion, last.champion, why, by, max(at_ms, last.at_ms), evidence,
+                       last.paused if paused is None else paused)

@@ -1,0 +1,156 @@
+"""``/v1/score`` and ``/v1/score:batch``: bare ASGI, from the bytes of a request to those of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
+from urllib.parse import parse_qs
+
+import msgspec
+from msgspec import Meta
+from xxhash import xxh3_64_hexdigest
+
+from schemas.contracts import refusal
+from schemas.errors import ContractError, DefinitionError, RefusedError
+from services.api.lanes import Lane
+from services.api.metrics import Metrics
+from services.api.prediction_log import PredictionLog
+from services.scoring import Arrived, Scored
+
+__all__ = ["BATCH_MOST", "Answer", "Answers", "Reply", "ScoreRoutes"]
+
+BATCH_MOST = 256
+ENCODE = msgspec.json.Encoder().encode
+Headers = list[tuple[bytes, bytes]]
+
+
+class Stamp(msgspec.Struct, frozen=True, gc=False):
+    view: str
+    fingerprint: str
+
+
+class Logged(msgspec.Struct, frozen=True, gc=False):
+    """What of a prediction record an answer tells."""
+
+    prediction_id: str
+    event_id: str
+    event_time: int
+    model: str
+    model_version: str | None
+    service_hash: str
+    score: float | None
+    threshold: float | None
+    alert: bool | None
+    degraded: bool
+    late: bool
+    stamps: list[Stamp]
+    epoch: int | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, gc=False):
+    """The prediction of one event. ``score`` is null before a model was released; ``fingerprint`` stands for all events that were seen."""
+
+    prediction_id: str
+    event_id: str
+    event_time: int
+    score: float | None
+    threshold: float | None
+    alert: bool | None
+    degraded: bool
+    late: bool
+    model: str
+    model_version: str | None
+    epoch: int | None
+    service_hash: str
+    fingerprint: str
+
+
+class Answers(msgspec.Struct, frozen=True, gc=False):
+    predictions: list[Answer]
+
+
+class Reply(NamedTuple):
+    status: int
+    headers: Headers
+    body: bytes
+
+
+DECODE = msgspec.json.Decoder(Logged).decode
+
+
+class ScoreRoutes:
+    """``lanes`` by model, the default one first."""
+
+    def __init__(self, lanes: Mapping[str, Lane], predictions: PredictionLog, metrics: Metrics) -> None:
+        self._lanes, self._log, self._metrics = lanes, predictions, metrics
+        self._default = next(iter(lanes.values()))
+        self._batches = {name: msgspec.json.Decoder(_batch_of(lane.contract.record)) for name, lane in lanes.items()}
+        self._loop = asyncio.get_running_loop()
+
+    async def score(self, query: bytes, body: bytes, deadline: float) -> Reply:
+        lane = self._lane(query)
+        scored = await lane.score(self._arrived(lane, body), deadline)
+        answer = self._answer(scored)
+        return Reply(200, _headers(answer), ENCODE(answer))
+
+    async def score_batch(self, query: bytes, body: bytes, deadline: float, charge: Any) -> Reply:
+        """All or none is scored. ``charge`` is told how many events there are."""
+        lane = self._lane(query)
+        try:
+            events = self._batches[lane.judge.spec.name].decode(body).events
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise refusal(error) from error
+        charge(len(events))
+        self._check_room()
+        arrived = []
+        for number, event in enumerate(events):
+            try:
+                arrived.append(lane.admitted(event))
+            except ContractError as error:
+                raise ContractError(error.reason, error.fact.replace("`$", f"`$.events[{number}]"), hint=error.hint) from error
+        answers = [self._answer(one) for one in await asyncio.gather(*(lane.score(one, deadline) for one in arrived))]
+        headers = _headers(answers[0], any(one.degraded for one in answers))
+        return Reply(200, headers, ENCODE(Answers(answers)))
+
+    def _arrived(self, lane: Lane, body: bytes) -> Arrived:
+        event = lane.contract.decode(body)
+        self._check_room()
+        return lane.admitted(event)
+
+    def _check_room(self) -> None:
+        if self._log.full:
+            raise RefusedError(429, "prediction-log-full", f"{self._log.waiting_bytes} bytes of predictions wait for Kafka",
+                               hint="nothing is answered that cannot be logged; try again when Kafka is back", retry_s=5)
+
+    def _lane(self, query: bytes) -> Lane:
+        if not query:
+            return self._default
+        told = parse_qs(query.decode("latin-1"), keep_blank_values=True)
+        name = told.get("model", [self._default.judge.spec.name])[-1]
+        if name not in self._lanes:
+            raise DefinitionError("there is no such model", hint=f"one of {', '.join(self._lanes)}")
+        return self._lanes[name]
+
+    def _answer(self, scored: Scored) -> Answer:
+        p = DECODE(scored.value)
+        if p.degraded:
+            self._metrics.count("headrace_api_degraded_total", 1, p.model)
+        fingerprint = xxh3_64_hexdigest("".join([stamp.view + stamp.fingerprint for stamp in p.stamps]).encode())
+        return Answer(p.prediction_id, p.event_id, p.event_time, p.score, p.threshold, p.alert, p.degraded, p.late, p.model,
+                      p.model_version, p.epoch, p.service_hash, fingerprint)
+
+
+def _headers(answer: Answer, degraded: bool | None = None) -> Headers:
+    """What a client, or a proxy between, needs to know of an answer without reading it."""
+    return [(b"content-type", b"application/json"),
+            (b"headrace-model", f"{answer.model}@{answer.model_version or 'none'}".encode()),
+            (b"headrace-epoch", b"none" if answer.epoch is None else b"%d" % answer.epoch),
+            (b"headrace-service", answer.service_hash.encode()),
+            (b"headrace-fingerprint", answer.fingerprint.encode()),
+            (b"headrace-degraded", b"true" if (answer.degraded if degraded is None else degraded) else b"false")]
+
+
+def _batch_of(record: type[msgspec.Struct]) -> Any:
+    events: Any = Annotated[list[record], Meta(min_length=1, max_length=BATCH_MOST)]  # type: ignore[valid-type]
+    return msgspec.defstruct(f"{record.__name__}Batch", [("events", events)], forbid_unknown_fields=True, frozen=True)

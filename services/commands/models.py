@@ -1,0 +1,121 @@
+"""``headrace models list|show|compare``"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from services.commands import add_command, show
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from feature_repo.manifest import Manifest
+    from schemas.settings import Settings
+    from services.commands import Subparsers
+
+
+def register(subparsers: Subparsers) -> None:
+    group = subparsers.add_parser("models", help="versions of models: which there are, what each was made from, how they compare")
+    actions = group.add_subparsers(metavar="ACTION", required=True)
+    parser = add_command(actions, "list", list_, example="headrace models list --json", help="all versions, and which is live")
+    parser.add_argument("--model", help="only of this one (default: all that are on)")
+    parser = add_command(actions, "show", show_one, example="headrace models show fraud@3", help="one version's manifest and model card")
+    parser.add_argument("version", metavar="MODEL@VERSION")
+    parser = add_command(actions, "compare", compare, example="headrace models compare fraud@2 fraud@3",
+                         help="what two versions were made from, and what each scored on its own test days")
+    parser.add_argument("versions", nargs=2, metavar="MODEL@VERSION")
+
+
+def list_(arguments: argparse.Namespace) -> None:
+    from feature_repo.use_cases import find_model, models
+    from schemas.settings import read_settings
+
+    settings = read_settings()
+    wanted = [find_model(settings, arguments.model)] if arguments.model else models(settings)
+    found = [_facts(folder, _live(settings, spec.name)) for spec in wanted for folder in _folders(settings, spec.name)]
+    lines = [f"{'version':<14}{'state':<8}{'trained on':<26}{'auc':>8}{'avg precision':>15}  features"]
+    lines += [f"{each['model'] + '@' + each['version']:<14}{'live' if each['live'] else '':<8}{'..'.join(each['train']):<26}"
+              f"{_figure(each, 'auc'):>8}{_figure(each, 'average_precision'):>15}  {each['service_hash']}" for each in found]
+    show(arguments, found, "\n".join(lines) if found else "no model yet: `headrace train` makes one")
+
+
+def show_one(arguments: argparse.Namespace) -> None:
+    from feature_repo.manifest import CARD_FILE
+    from schemas.settings import read_settings
+
+    settings = read_settings()
+    folder, manifest = _read(settings, arguments.version)
+    import msgspec
+
+    show(arguments, {**msgspec.to_builtins(manifest), "live": _live(settings, manifest.model) == manifest.version},
+         (folder / CARD_FILE).read_text())
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    import msgspec
+
+    from schemas.settings import read_settings
+
+    settings = read_settings()
+    first, second = (msgspec.to_builtins(_read(settings, version)[1]) for version in arguments.versions)
+    different = {name: [first[name], second[name]] for name in first if first[name] != second[name] and name not in ("files", "metrics")}
+    metrics = {name: [first["metrics"].get("model", {}).get(name), second["metrics"].get("model", {}).get(name)]
+               for name in first["metrics"].get("model", {})}
+    lines = [f"{'':<24}{arguments.versions[0]:>22}{arguments.versions[1]:>22}"]
+    lines += [f"{name:<24}{_text(a):>22}{_text(b):>22}" for name, (a, b) in metrics.items()]
+    lines += [f"{name}: {_text(a)} -> {_text(b)}" for name, (a, b) in different.items()]
+    lines.append("each on its own test days; the same rows are compared by the gates of a retrain")
+    show(arguments, {"metrics": metrics, "different": different}, "\n".join(lines))
+
+
+def _folders(settings: Settings, model: str) -> list[Path]:
+    from feature_repo.manifest import MANIFEST_FILE
+
+    found = [path.parent for path in (settings.models / model).glob(f"*/{MANIFEST_FILE}") if not path.parent.name.startswith(".")]
+    return sorted(found, key=lambda folder: (len(folder.name), folder.name))
+
+
+def _live(settings: Settings, model: str) -> str | None:
+    """By the chain where engines run, else by the pointer."""
+    from schemas.errors import RuntimeFault
+    from schemas.releases import Chain
+    from services.releasing import live_bundle, read_chain
+    from services.runtime.endpoints import kafka_endpoint
+
+    try:
+        chain = read_chain(kafka_endpoint(settings))
+    except RuntimeFault:
+        chain = Chain()
+    live = live_bundle(settings.models, model, chain)
+    return None if live is None else live[0].name
+
+
+def _read(settings: Settings, text: str) -> tuple[Path, Manifest]:
+    from feature_repo.bundle import bundle_folder
+    from feature_repo.manifest import MANIFEST_FILE, Manifest, decode, read_plain
+    from schemas.errors import SettingsError
+
+    model, _, version = text.partition("@")
+    if not model or not version:
+        raise SettingsError(f"{text!r} names no version", hint="write fraud@3; `headrace models list` says which there are")
+    folder = bundle_folder(settings.models, model, version)
+    return folder, decode(read_plain(folder, MANIFEST_FILE), Manifest, folder / MANIFEST_FILE)
+
+
+def _facts(folder: Path, live: str | None) -> dict[str, Any]:
+    from feature_repo.manifest import MANIFEST_FILE, Manifest, decode, read_plain
+
+    manifest = decode(read_plain(folder, MANIFEST_FILE), Manifest, folder / MANIFEST_FILE)
+    return {"model": manifest.model, "version": manifest.version, "live": manifest.version == live, "train": manifest.train,
+            "test": manifest.test, "service_hash": manifest.service_hash, "metrics": manifest.metrics.get("model", {}),
+            "retrain_id": manifest.data.get("retrain_id")}
+
+
+def _figure(facts: dict[str, Any], name: str) -> str:
+    value = facts["metrics"].get(name)
+    return "" if value is None else f"{value:.4f}"
+
+
+def _text(value: Any) -> str:
+    return f"{value:,.4f}" if isinstance(value, float) else str(value)

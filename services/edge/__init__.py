@@ -1,0 +1,1 @@
+"""A model on a device: what ``headrace export --edge`` writes, and the scorer that travels with it."""

@@ -1,0 +1,172 @@
+"""Data and prediction drift: one e-value per model from the histograms of all its features against frozen reference bins.
+
+The reference is a sample, so its shares are not the truth: a likelihood ratio against them grows for ever on an unchanged stream. Here
+every set of bins (each bin, the lower quarters, and the complements of all) has an upper bound of its probability that holds for all
+sets of all features at once with probability ``1 - error`` (Clopper-Pearson, Bonferroni); with the bound u, odds m and c of n events in
+the set, ``m^c / (1 + (m - 1) u)^n`` is an e-value for *every* distribution within the bounds. Per set and odds it feeds a
+Shiryaev-Roberts sum over closed windows; the mean of the sums is the statistic. So alarms at ARL come no more often than once in ARL
+windows, whatever depends on what between features, given only that the reference was not the unlucky ``error``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from feature_repo.bins import MINIMUM_N
+from schemas.errors import DefinitionError
+from streams.detectors.contract import Verdict
+from streams.detectors.distances import psi
+from streams.detectors.intervals import rate_bound
+from streams.detectors.seasons import HOURS, MINIMUM, hour_of_week, shrink
+
+__all__ = ["ShapeBatch", "ShapeDetector", "ShapeReference", "ShapeState"]
+
+ODDS = (1.1, 1.5, 3.0)
+CUTS = (0.2, 0.4, 0.6, 0.8)
+CAP = 2.0
+"""A sum is held at this multiple of what suffices to alarm alone, so that a stream that has recovered is seen to have recovered."""
+NOTHING = -1e300
+"""The logarithm of an empty sum, as JSON can hold it."""
+TOP = 5
+
+
+@dataclass(frozen=True)
+class ShapeReference:
+    """Counts of the training Delta version: int64[cells, features, bins], cells of equal length from Monday 00:00 UTC (7: days).
+
+    ``cluster``: how many events count as one because they come together (as in ``losses``).
+    """
+
+    name: str
+    features: tuple[str, ...]
+    counts: Any
+    error: float = 0.01
+    cluster: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.counts.ndim != 3 or HOURS % self.counts.shape[0] or self.counts.shape[1] != len(self.features):
+            raise DefinitionError(f"shape reference {self.name!r} has counts {self.counts.shape} for {len(self.features)} features",
+                                  hint="give [cells, features, bins], as many cells as divide the hours of a week")
+
+    @cached_property
+    def sets(self) -> Any:
+        """bool[sets, bins]: single bins, lower ends of the ordered ones (the last two are missing and unseen), and complements."""
+        bins = self.counts.shape[2]
+        ordered = np.arange(bins)
+        some = np.array([*(ordered == b for b in range(bins)), *(ordered < round(cut * (bins - 2)) for cut in CUTS)])
+        return np.concatenate([some, ~some])
+
+    def cell(self, window_ms: int) -> int:
+        return int(hour_of_week(window_ms)) * len(self.counts) // HOURS
+
+    @cached_property
+    def shrunk(self) -> Any:
+        """float64[cells, features, bins]: counts; an hour with few borrows from the week."""
+        if len(self.counts) == 1:
+            return self.counts.astype(float)
+        rows = [shrink(self.counts[:, f], self.counts[:, f].sum(1)) * np.maximum(self.counts[:, f].sum(1), MINIMUM)[:, None]
+                for f in range(len(self.features))]
+        return np.stack(rows, 1)
+
+    @cached_property
+    def bounds(self) -> Any:
+        """float64[cells, features, sets]: what the probability of each set is at most."""
+        hits, n = self.shrunk @ self.sets.T, self.shrunk.sum(2)[:, :, None]
+        return rate_bound(hits / self.cluster, n / self.cluster, self.error / hits.size)
+
+
+@dataclass(frozen=True)
+class ShapeBatch:
+    """Counts int64[features, bins] of events of the window that begins at ``window_ms``; a retraction counts negatively."""
+
+    window_ms: int
+    counts: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeState:
+    """``log_sums``: log of the Shiryaev-Roberts sum per feature, set and odds, flat; ``open``: counts that no closed window has yet."""
+
+    log_sums: tuple[float, ...] | None = None
+    cusums: tuple[float, ...] = ()
+    since_ms: tuple[int, ...] = ()
+    open: tuple[tuple[int, ...], ...] = ()
+    open_ms: int | None = None
+    last: tuple[tuple[int, ...], ...] = ()
+    last_ms: int | None = None
+    windows: int = 0
+    alarms: int = 0
+    alarm_ms: int | None = None
+    alarming: bool = False
+
+
+@dataclass(frozen=True)
+class ShapeDetector:
+    """``arl`` is in windows. Batches must not straddle windows; a window with fewer than 500 events joins the next one."""
+
+    reference: ShapeReference
+    arl: float
+
+    def start(self) -> ShapeState:
+        return ShapeState()
+
+    def update(self, state: ShapeState, batch: ShapeBatch) -> ShapeState:
+        """Counts merge, in any order within a window; a batch of a later window closes the one before."""
+        if state.open_ms is not None and batch.window_ms < state.open_ms:
+            raise DefinitionError(f"a batch of window {batch.window_ms} ms came after window {state.open_ms} ms",
+                                  hint="send windows in the order of stream time; count late events into the open one")
+        if state.open_ms is not None and batch.window_ms > state.open_ms and min(map(sum, state.open)) >= MINIMUM_N:
+            state = self._close(state)
+        added = np.asarray(batch.counts, np.int64) + (np.array(state.open, np.int64) if state.open else 0)
+        return replace(state, open=tuple(map(tuple, added.tolist())), open_ms=batch.window_ms)
+
+    def judge(self, state: ShapeState) -> Verdict:
+        """Of the last closed window; its PSI is the largest of any feature."""
+        if state.log_sums is None or state.last_ms is None:
+            return Verdict("shapes", "INSUFFICIENT_DATA", 0.0, self.arl, 0.0, sum(state.open[0]) if state.open else 0, state.open_ms,
+                           state.open_ms, self.reference.name, None, 1 / self.arl)
+        by_feature = self._sums(state.log_sums).reshape(len(self.reference.features), -1).mean(1)
+        old = self.reference.shrunk[self.reference.cell(state.last_ms)]
+        effect = max(psi(a, b) for a, b in zip(old, state.last, strict=True))
+        top, total = np.argsort(-by_feature, kind="stable")[:TOP], float(by_feature.sum())
+        lead = int(top[0])
+        return Verdict(
+            "shapes", "ALARM" if state.alarming else "OK", total / len(by_feature), self.arl, effect, sum(state.last[0]),
+            state.last_ms, state.last_ms, self.reference.name, state.since_ms[lead] if state.cusums[lead] > 0 else None, 1 / self.arl,
+            tuple((self.reference.features[f], float(by_feature[f] / max(total, 1e-300))) for f in top))
+
+    def _close(self, state: ShapeState) -> ShapeState:
+        assert state.open_ms is not None
+        counts = np.array(state.open, np.int64)
+        bounds = self.reference.bounds[self.reference.cell(state.open_ms)]
+        log_e = self._log_e(np.maximum(counts, 0), bounds)
+        before = np.full(log_e.size, NOTHING) if state.log_sums is None else np.array(state.log_sums)
+        ceiling = np.log(CAP * self.arl * log_e.size)
+        sums = np.minimum(np.logaddexp(0.0, before) + log_e.ravel(), ceiling)
+        per_feature = np.logaddexp.reduce(log_e.reshape(len(counts), -1), 1) - np.log(log_e[0].size)
+        cusums = np.array(state.cusums) if state.cusums else np.zeros(len(counts))
+        since = np.where(cusums > 0, np.array(state.since_ms or (0,) * len(counts)), state.open_ms)
+        cusums = np.maximum(cusums + per_feature, 0)
+        mean = float(self._sums(sums).mean())
+        crossed = mean >= self.arl and not state.alarming
+        released = state.alarming and mean < np.sqrt(self.arl)
+        if released:
+            sums[:], cusums[:] = NOTHING, 0.0
+        return replace(
+            state, log_sums=tuple(sums.tolist()), cusums=tuple(cusums.tolist()), since_ms=tuple(since.tolist()),
+            open=(), open_ms=None, last=state.open, last_ms=state.open_ms, windows=state.windows + 1, alarms=state.alarms + crossed,
+            alarm_ms=state.open_ms if crossed else state.alarm_ms, alarming=(state.alarming or crossed) and not released)
+
+    def _log_e(self, counts: Any, bounds: Any) -> Any:
+        """float64[features, sets, odds]."""
+        hits, n = counts @ self.reference.sets.T, counts.sum(1)
+        odds = np.array(ODDS)
+        log_e = hits[:, :, None] * np.log(odds) - n[:, None, None] * np.log1p((odds - 1) * bounds[:, :, None])
+        return log_e / self.reference.cluster
+
+    def _sums(self, log_sums: Any) -> Any:
+        return np.exp(np.minimum(np.asarray(log_sums), 700))

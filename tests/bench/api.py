@@ -1,0 +1,134 @@
+"""Scores over HTTP: latency at a paced rate, requests a second flat out; beside it what serves features alone, or a model alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+import psutil
+
+from feature_repo.fraud import SERVICE, USE_CASE, VIEWS
+from feature_repo.marks import Progress
+from schemas.fraud import TRANSACTIONS
+from schemas.settings import Settings
+from services.events import Encoder
+from services.inputs import event_rows
+from services.ledger import end_offsets
+from services.paced import in_order_of_arrival
+from services.publisher import Publisher
+from services.runtime.embedded import Runtime
+from services.runtime.ports import reserve
+from services.timeline import Timeline
+from services.world import World
+from tests.bench.feast_stock import ENTITIES, filled_store
+from tests.bench.http_baselines import PATHS, save_model, server
+from tests.bench.http_load import Job, Seen, run_load
+from tests.bench.load import START_MS
+from tests.bench.model import promote_noise
+from tests.bench.report import Figure
+from tests.deadline import eventually
+
+__all__ = ["measure"]
+
+RATE = 1_000
+CONNECTIONS, CLOSED = 16, 64
+DAYS_BEFORE = 3
+CARDS = 10_000
+BODIES = 5_000
+
+
+def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> list[Figure]:
+    """Three days of a world are applied first, so that every card has a history; then events of the fourth are asked about."""
+    world = World(seed=9, cards=CARDS, terminals=CARDS // 3, start_ms=START_MS)
+    fitted = promote_noise(settings.models)
+    with Runtime(settings, ("worker", "api"), tell) as runtime:
+        tell(f"applying {DAYS_BEFORE} days of {CARDS:,} cards")
+        topics = [emission.topic for emission in USE_CASE.emissions]
+        publisher, timeline = Publisher(runtime.kafka, topics), Timeline(map(event_rows, world.days(DAYS_BEFORE)), USE_CASE.emissions)
+        publisher.send(in_order_of_arrival(timeline, {topic: Encoder(topic, "/bench") for topic in topics}))
+        publisher.flush()
+        _applied(runtime)
+        runtime.hold("worker-1")
+        key = (settings.api / "admin.key").read_text().strip()
+        port, headers = urlsplit(runtime.api).port or 0, {"authorization": f"Bearer {key}"}
+        pid = runtime.pid("api")
+        assert pid
+        with _apart(pid):
+            tell(f"scores: {RATE:,}/s, then flat out")
+            paced = run_load(Job("127.0.0.1", port, "/v1/score", headers, _events(world), seconds, CONNECTIONS, RATE, warm_s=2.0))
+            before = _cpu_s(pid)
+            flat = run_load(Job("127.0.0.1", port, "/v1/score", headers, _events(world), seconds / 2, CLOSED, warm_s=0.0))
+            cpu_us = (_cpu_s(pid) - before) / flat.requests * 1e6
+        runtime.hold("api")
+        beside = {name: _baseline(name, settings, runtime.redis, seconds / 2, tell, fitted) for name in PATHS}
+    assert {*paced.statuses, *flat.statuses} == {"200"}, "a figure of refusals is none"
+    detail = {"paced": asdict(paced), "closed": asdict(flat), **{name: asdict(seen) for name, seen in beside.items()}}
+    feast, mlflow = beside["feast"], beside["mlflow"]
+    return [
+        Figure("api", f"p50 at {RATE:,} requests/s", paced.p50_ms, "ms", 0.6, at_most=True, detail=detail),
+        Figure("api", f"p99 at {RATE:,} requests/s", paced.p99_ms, "ms", 2, at_most=True, detail=detail),
+        Figure("api", "CPU of the process per request, flat out", cpu_us, "us", detail=detail),
+        Figure("api", f"requests/s, {CLOSED} clients", flat.per_s, "/s", 6_000, detail=detail,
+               baseline="Feast's feature server, features alone", ratio=flat.per_s / feast.per_s),
+        Figure("api", f"requests/s, {CLOSED} clients", flat.per_s, "/s", detail=detail,
+               baseline="MLflow's model server, model alone", ratio=flat.per_s / mlflow.per_s)]
+
+
+def _baseline(name: str, settings: Settings, redis: str, seconds: float, tell: Callable[[str], None], fitted: object) -> Seen:
+    tell(f"beside it: {name}")
+    folder = settings.home / "baselines" / name
+    port, r = reserve(settings.home, (name,))[name], np.random.default_rng(2)
+    if name == "feast":
+        folder.mkdir(parents=True)
+        filled_store(folder, redis)
+        bodies = [json.dumps({"feature_service": SERVICE.name, "entities": {"card_id": [str(card)], "terminal_id": [str(terminal)]}})
+                  for card, terminal in r.integers(0, ENTITIES, (1000, 2)).tolist()]
+    else:
+        save_model(fitted, folder)
+        bodies = [json.dumps({"inputs": [row]}) for row in r.gamma(1.0, 20.0, (1000, len(SERVICE.feature_names))).tolist()]
+    with server(name, port, folder, redis) as pid, _apart(pid):
+        seen = run_load(Job("127.0.0.1", port, PATHS[name], {}, bodies, seconds, CONNECTIONS))
+    assert set(seen.statuses) == {"200"}
+    return seen
+
+
+def _events(world: World) -> list[str]:
+    """Those of the day after those that are applied, each card with its own history."""
+    rows = event_rows(world.day(DAYS_BEFORE)).slice(0, BODIES)
+    encoder = Encoder(TRANSACTIONS, "/bench")
+    timeline = Timeline([rows], USE_CASE.emissions)
+    taken = [record.value for record in in_order_of_arrival(timeline, {TRANSACTIONS: encoder}) if record.topic == TRANSACTIONS]
+    return [msgspec.json.encode(msgspec.json.decode(value)).decode() for value in taken]
+
+
+def _cpu_s(pid: int) -> float:
+    """Of all its threads: what others on the machine take does not count."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+@contextmanager
+def _apart(pid: int) -> Iterator[None]:
+    """The server on one core, its client, which is started from here, on the other."""
+    cores = sorted(os.sched_getaffinity(0))
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores[:1])
+    os.sched_setaffinity(0, cores[-1:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _applied(runtime: Runtime) -> None:
+    progress = Progress(runtime.redis, VIEWS, [])
+    ends = {partition: high - 1 for partition, (_, high) in end_offsets(runtime.kafka, TRANSACTIONS).items() if high}
+    eventually(lambda: progress.reached(TRANSACTIONS) == ends, timeout_s=300)
+    progress.close()
