@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from feature_repo.fills import fill_key
+from feature_repo.key_sample import sample_keys
 from feature_repo.marks import NOTHING, applied_key, applied_ms_key, hot_key, offsets, shortages
 from feature_repo.views import FeatureView
 from feature_repo.wire import Script, Wire, pack
@@ -24,7 +25,6 @@ for i = 1, #ARGV, 3 do
 end
 return 1
 """)
-SAMPLE = 1_000
 SWEEP = 1_000
 LOOK_EVERY_S = 0.2
 
@@ -87,16 +87,13 @@ class VersionKeys:
         return max((int(ms) for reply in replies for ms in reply), default=None)
 
     def sizes(self, names: Iterable[str]) -> dict[str, Size]:
-        """Versioned name -> its size, from random keys: asking each key would take as long as there are entities."""
-        names = list(names)
-        total, *sampled = self._wire.exchange([pack(("DBSIZE",)), *[pack(("RANDOMKEY",))] * SAMPLE])
-        found = [key for key in sampled if key is not None]
-        memory = self._wire.exchange([pack(("MEMORY", "USAGE", key)) for key in found])
+        """Versioned name -> its size, from a sample: asking each key would take as long as there are entities."""
+        drawn = sample_keys(self._wire)
+        memory = self._wire.exchange([pack(("MEMORY", "USAGE", key)) for key in drawn.keys])
         sizes = {}
         for name in names:
-            own = [int(bytes_ or 0) for key, bytes_ in zip(found, memory, strict=True) if key.startswith(f"{name}:".encode())]
-            share = total / max(len(found), 1)
-            sizes[name] = Size(round(len(own) * share), round(sum(own) * share), len(found))
+            own = [int(bytes_ or 0) for key, bytes_ in zip(drawn.keys, memory, strict=True) if key.startswith(f"{name}:".encode())]
+            sizes[name] = Size(round(len(own) * drawn.weight), round(sum(own) * drawn.weight), len(drawn.keys))
         return sizes
 
     def stand_still(self, views: Sequence[FeatureView], for_s: float, patience_s: float) -> bool:

@@ -78,7 +78,7 @@ def read_status(settings: Settings, at: Endpoints, interval_s: float = 1.0) -> S
         text = memory.decode() if isinstance(memory, bytes) else str(memory)
         used = int(next(line.split(":")[1] for line in text.splitlines() if line.startswith("used_memory:")))
         keys = int(wire.call("DBSIZE"))
-        sets = set_memory(wire, views(settings), keys)
+        sets = set_memory(wire, views(settings))
     finally:
         progress.close()
         wire.close()
