@@ -14,10 +14,11 @@ from feature_repo.vector import request_features
 from feature_repo.views import FeatureService
 from jobs.classify import Read, Verdict, classify, same_values, stamped_later
 from jobs.erased_reads import excuse
-from jobs.events import bronze, bronze_path, bronze_version, events
+from jobs.events import bronze, bronze_path, bronze_version, end_offsets, events
 from jobs.features import Reads, from_bytes, sweep_entities
 from jobs.lineage import lineage
-from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N, logged
+from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N
+from jobs.settled import LAST_MS, Open, covered, every_prediction, open_predictions, verdict_basis
 from jobs.spark import use_session, write_text
 from schemas.settings import Settings
 
@@ -29,8 +30,9 @@ __all__ = ["EXAMPLES", "Parity", "parity", "parity_path"]
 
 EXAMPLES = 20
 VERDICTS = ("exact", "in_flight", "unexplained", "erased", "degraded", "other_definition")
-SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, verdict string, "
-          "view string, views array<string>, why string, served array<double>, recomputed array<double>")
+SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, logged_position long, "
+          "verdict string, view string, views array<string>, why string, served array<double>, recomputed array<double>, "
+          "basis string, settled boolean")
 WHY = {
     Verdict.DROPPED: "a record at or below the stamp is missing from what was served",
     Verdict.NO_SUCH_SET: "no set that the stamp allows gives the served count and fingerprint",
@@ -65,43 +67,48 @@ def parity_path(settings: Settings, service: FeatureService) -> str:
     return f"{settings.tables}/parity/{service.name}"
 
 
-def parity(settings: Settings, service: FeatureService, spark: SparkSession | None = None) -> Parity:
+def parity(settings: Settings, service: FeatureService, spark: SparkSession | None = None, *, again: bool = False) -> Parity:
     """Classify every archived prediction made with ``service`` as it is defined now.
 
-    The verdict of each is a row of the Delta table ``<tables>/parity/<service>``; the counts are in its ``_report.json`` too.
+    The verdict of each is a row of the Delta table ``<tables>/parity/<service>``; the counts are in its ``_report.json`` too. Verdicts that
+    an earlier run has settled are carried over (``jobs.settled``); with ``again`` every prediction is recomputed.
     """
     with lineage(settings, "parity") as run, use_session(spark, settings, "parity") as own:
         began = time.monotonic()
-        version = bronze_version(own, settings)
+        version, path = bronze_version(own, settings), parity_path(settings, service)
         run.reads_table(bronze_path(settings), version)
-        duplicates, verdicts = classified(bronze(own, settings, version), service)
-        path = parity_path(settings, service)
+        archive = bronze(own, settings, version)
+        basis = verdict_basis(own, settings, service)
+        to_judge = every_prediction(archive, service) if again else open_predictions(own, path, basis, archive, service)
+        verdicts = classified(archive, to_judge, service, basis)
         verdicts.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(path)
-        excuse(own, settings, bronze(own, settings, version), service, path)
+        to_judge.predictions.unpersist()
+        excuse(own, settings, archive, service, path)
         run.writes_table(path)
         table = own.read.format("delta").load(path)
         counts = {verdict: count for verdict, count in table.groupBy("verdict").count().collect()}
         worst = table.where("verdict = 'unexplained'").orderBy("event_time", "prediction_id").limit(EXAMPLES).collect()
-        result = Parity(predictions=sum(counts.values()), **{verdict: counts.get(verdict, 0) for verdict in VERDICTS},
-                        duplicates=duplicates.get["copies"] or 0, bronze_version=version,
+        distinct = sum(counts.values())
+        result = Parity(predictions=distinct, **{verdict: counts.get(verdict, 0) for verdict in VERDICTS},
+                        duplicates=archive.where(archive.topic == service.predictions).count() - distinct, bronze_version=version,
                         seconds=round(time.monotonic() - began, 2), examples=[_example(row.asDict(), service) for row in worst])
         write_text(own, f"{path}/_report.json", json.dumps(asdict(result), indent=1))
         return result
 
 
-def classified(archive: DataFrame, service: FeatureService) -> tuple[Any, DataFrame]:
-    """One row per distinct prediction (SCHEMA), and the observed number of ``copies`` once they were computed."""
-    from pyspark.sql import Observation
+def classified(archive: DataFrame, to_judge: Open, service: FeatureService, basis: str) -> DataFrame:
+    """One row per distinct prediction (SCHEMA): what is carried, and verdicts on the rest."""
     from pyspark.sql import functions as F
 
-    duplicates = Observation()
-    predictions = logged(archive, service).observe(duplicates, F.count_if(F.col("nth") > 1).alias("copies")).where("nth = 1")
-    queries = predictions.drop("nth", "logged_ms", "logged_position").withColumn("query", F.lit(True))
+    seen = (to_judge.from_ms, LAST_MS)
+    queries = to_judge.predictions.withColumn("query", F.lit(True))
     numbers = [name for name in service.event_columns if name != "event_time"]
-    of_source = events(archive, service.source, service.views, numbers).withColumn("query", F.lit(False))
-    others = {source: events(archive, source, service.views) for source in {view.source for view in service.views} - {service.source}}
+    of_source = events(archive, service.source, service.views, numbers, seen).withColumn("query", F.lit(False))
+    others = {source: events(archive, source, service.views, event_time=seen)
+              for source in {view.source for view in service.views} - {service.source}}
     rows = of_source.unionByName(queries, allowMissingColumns=True)
-    return duplicates, sweep_entities(rows, others, service, Judge(service), Conclude(service), SCHEMA)
+    fresh = sweep_entities(rows, others, service, Judge(service), Conclude(service, basis, end_offsets(archive)), SCHEMA)
+    return fresh if to_judge.carried is None else fresh.unionByName(to_judge.carried)
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,11 @@ class Judge:
 
 @dataclass(frozen=True)
 class Conclude:
-    """From the verdicts on a prediction's views to that on the prediction."""
+    """From the verdicts on a prediction's views to that on the prediction. ``ends``: topic -> partition -> last archived offset."""
 
     service: FeatureService
+    basis: str
+    ends: dict[str, dict[str, int]]
 
     def __call__(self, queries: pa.Table, own: pa.Table, answers: dict[str, Any]) -> pa.RecordBatch:
         import pyarrow as pa
@@ -177,13 +186,18 @@ class Conclude:
             else:
                 conclusions.append(("exact" if verdict is Verdict.EXACT else "in_flight", None, None))
         names, of_views, why = zip(*conclusions, strict=True)
+        settled = np.array([name != "unexplained" for name in names])
+        for view in views:
+            settled &= covered(offsets(queries[f"applied_{view.name}"]), self.ends.get(view.source, {}))
         told = [name == "unexplained" for name in names]
         return pa.RecordBatch.from_pydict({
-            **{name: queries[name].combine_chunks() for name in ("prediction_id", "event_id", "event_time", "model", "model_version")},
+            **{name: queries[name].combine_chunks() for name in
+               ("prediction_id", "event_id", "event_time", "model", "model_version", "logged_position")},
             "verdict": pa.array(names, pa.string()), "view": pa.array(of_views, pa.string()),
             "views": pa.array(unexplained, pa.list_(pa.string())), "why": pa.array(why, pa.string()),
             "served": pa.array([row if tell else None for row, tell in zip(served, told, strict=True)], pa.list_(pa.float64())),
             "recomputed": pa.array([row if tell else None for row, tell in zip(recomputed, told, strict=True)], pa.list_(pa.float64())),
+            "basis": pa.array([self.basis] * len(names), pa.string()), "settled": pa.array(settled),
         })
 
 

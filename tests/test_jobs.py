@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.views import DAY_MS
 from jobs.archive import archive, conflicts
-from jobs.events import bronze_path
-from jobs.parity import Parity, parity
+from jobs.events import bronze, bronze_path, bronze_version
+from jobs.parity import Parity, parity, parity_path
+from jobs.settled import open_predictions, verdict_basis
 from jobs.spark import session
 from jobs.training_set import Mode, TrainingSet, build_training_set
 from schemas.envelope import CLOCK_HEADERS
@@ -197,6 +200,48 @@ def test_parity_finds_wrong_values_and_counts_apart_what_it_cannot_judge(spark: 
     assert (result.unexplained, result.other_definition, result.degraded) == (5, 1, 1)
     assert result.exact + result.in_flight == good
     assert {example["prediction_id"] for example in result.examples} > {"w1", "w2", "w3", "w4"}
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_path: Path, drop: bool) -> None:
+    """The archive grows by arbitrary cuts of each partition, so predictions come before what they read."""
+    world, settings, draw = hostile_world(5, size=120), Settings(home=tmp_path), random.Random(5)
+    serve(world, 5, drop=drop)
+    rows = world.bronze().to_pylist()
+    ends: dict[tuple[str, int], int] = {}
+    judged: list[int] = []
+    for share in (0.2, 0.3, 0.6, 1.0):
+        cuts = {place: draw.uniform(share / 2, 1.0) if share < 1 else 1.0 for place in {(row["topic"], row["partition"]) for row in rows}}
+        part = []
+        for place, cut in sorted(cuts.items()):
+            of_place = sorted((row for row in rows if (row["topic"], row["partition"]) == place), key=lambda row: row["offset"])
+            end = max(ends.get(place, 0), int(cut * len(of_place)))
+            part += of_place[ends.get(place, 0):end]
+            ends[place] = end
+        table = pa.Table.from_pylist(part, world.bronze().schema)
+        spark.createDataFrame(table).coalesce(2).write.format("delta").mode("append").partitionBy("topic").save(bronze_path(settings))
+        version = bronze_version(spark, settings)
+        now = bronze(spark, settings, version)
+        path, basis = parity_path(settings, SERVICE), verdict_basis(spark, settings, SERVICE)
+        judged.append(open_predictions(spark, path, basis, now, SERVICE).predictions.count())
+        found = parity(settings, SERVICE, spark)
+    whole = Settings(home=tmp_path / "whole")
+    spark.createDataFrame(world.bronze()).coalesce(2).write.format("delta").partitionBy("topic").save(bronze_path(whole))
+    at_once = parity(whole, SERVICE, spark)
+    assert verdicts(spark, settings) == verdicts(spark, whole)
+    assert (found.predictions, found.exact, found.in_flight, found.unexplained, found.duplicates) == \
+        (at_once.predictions, at_once.exact, at_once.in_flight, at_once.unexplained, at_once.duplicates)
+    assert (found.unexplained > 0) is drop
+    assert 0 < judged[-1] < found.predictions, "the last part judged only what was open"
+    assert open_predictions(spark, path, basis, now, SERVICE).predictions.count() == found.unexplained
+    assert open_predictions(spark, path, "another", now, SERVICE).predictions.count() == found.predictions
+    assert parity(settings, SERVICE, spark, again=True).exact == found.exact
+
+
+def verdicts(spark: Any, settings: Settings) -> dict[str, tuple[Any, ...]]:
+    rows = spark.read.format("delta").load(parity_path(settings, SERVICE)).collect()
+    assert len(rows) == len({row.prediction_id for row in rows})
+    return {row.prediction_id: (row.verdict, row.view, row.why, str(row.served), str(row.recomputed), row.logged_position) for row in rows}
 
 
 def test_jobs_without_an_archive_say_what_to_do(spark: Any, tmp_path: Path) -> None:

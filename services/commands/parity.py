@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "parity", run, example="headrace parity --json",
                          help="recompute every archived prediction's features; exit code 1 if one is unexplained")
+    parser.add_argument("--again", action="store_true", help="also predictions whose verdict an earlier run has settled")
     parser.add_argument("--model", help="whose predictions (default: those of the first model)")
 
 
@@ -24,7 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     from schemas.settings import read_settings
 
     settings = read_settings()
-    result = asdict(parity(settings, find_model(settings, arguments.model).service))
+    result = asdict(parity(settings, find_model(settings, arguments.model).service, again=arguments.again))
     show(arguments, result, table(result))
     return 1 if result["unexplained"] else 0
 
