@@ -22,7 +22,7 @@ from schemas.evaluations import EVALUATIONS
 from schemas.monitoring import CONTROL
 from schemas.releases import RELEASES
 from schemas.settings import Settings
-from schemas.topics import PREDICTION_TOPICS, SOURCES, dead_letter_topic
+from schemas.topics import PREDICTION_TOPICS, SOURCES, answered_topic, dead_letter_topic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STATISTICS", "Archived", "archive", "archive_forever", "conflicts"]
 
-STREAMS = {"derived": (EVALUATIONS, *PREDICTION_TOPICS, *map(dead_letter_topic, SOURCES)), "sources": tuple(SOURCES)}
+STREAMS = {"derived": (EVALUATIONS, *PREDICTION_TOPICS, *map(answered_topic, PREDICTION_TOPICS), *map(dead_letter_topic, SOURCES)),
+           "sources": tuple(SOURCES)}
 """In this order; see above. Of all use cases: a checkpoint that knows a topic must go on to find it when its use case is off."""
 CONTROLLING = (RELEASES, *CONTROL)
 """They go to a table of their own: who reads events wants neither them nor their times."""

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 __all__ = ["excuse"]
 
 
-def excuse(spark: SparkSession, settings: Settings, archive: DataFrame, service: FeatureService, path: str) -> None:
-    """In parity's table at ``path``, call ``erased`` what is unexplained where each view concerned lacks an erased record since.
+def excuse(spark: SparkSession, settings: Settings, archive: DataFrame, service: FeatureService, path: str, topic: str) -> None:
+    """In parity's table at ``path``, of predictions on ``topic``, call ``erased`` what is unexplained where each view concerned lacks an
+    erased record since.
 
     The window of the view's read must reach over that record; one unexplained view without any keeps the verdict.
     """
@@ -30,7 +31,7 @@ def excuse(spark: SparkSession, settings: Settings, archive: DataFrame, service:
              .select("prediction_id", "event_time", F.size("views").alias("of"), F.explode("views").alias("view")))
     text = F.col("value").cast("string")
     fields = [F.get_json_object(text, f"$.{name}").alias(name) for name in ("prediction_id", *service.entities)]
-    entities = archive.where(F.col("topic") == service.predictions).select(*fields).dropDuplicates(["prediction_id"])
+    entities = archive.where(F.col("topic") == topic).select(*fields).dropDuplicates(["prediction_id"])
     reads = entities.join(reads, "prediction_id")
     excused = []
     for view in service.views:

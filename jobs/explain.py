@@ -19,14 +19,14 @@ from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order
 from feature_repo.layout import packer
 from feature_repo.manifest import MANIFEST_FILE, MODEL_FILE, sha256
 from feature_repo.models import ModelSpec, Outcomes
-from feature_repo.positions import offset_of, partition_of, position_of
+from feature_repo.positions import offset_of, partition_of
 from feature_repo.trees import read_trees
 from feature_repo.use_cases import USE_CASES, use_cases
 from feature_repo.vector import request_features
 from feature_repo.views import FeatureService, FeatureView
 from jobs.classify import Read, Verdict, find_set, same_values
 from jobs.parity import WHY
-from jobs.past_read import Found, History, Rows, find_prediction, read_history
+from jobs.past_read import Found, History, Rows, find_answer, find_prediction, read_history
 from schemas.errors import BundleError
 from schemas.settings import Settings
 from schemas.topics import SOURCES
@@ -39,14 +39,16 @@ PATH_DEPENDENT = "exact TreeSHAP, path-dependent: log-odds against the mean over
 HALF_AND_HALF = "exact TreeSHAP over even splits (this bundle has no row counts): log-odds"
 
 
-def explain(settings: Settings, prediction_id: str, most_events: int = MOST_EVENTS) -> dict[str, Any]:
+def explain(settings: Settings, prediction_id: str, most_events: int = MOST_EVENTS, *, answer: bool = False) -> dict[str, Any]:
     """Everything that is known of a prediction, as JSON's types; times in ms since 1970.
 
-    Of each view the newest ``most_events`` events (by arrival) are told, and all that were in flight or late. Raises JobError where
-    there is no archive, or no such prediction in it.
+    Of each view the newest ``most_events`` events (by arrival) are told, and all that were in flight or late. With ``answer`` it is
+    about the newest answer to a request, not about the log's prediction of the same id. Raises JobError where there is no archive, or no
+    such prediction in it.
     """
     archive = open_archive(settings)
-    found = find_prediction(archive, (spec for case in use_cases(settings, USE_CASES) for spec in case.models), prediction_id)
+    find = find_answer if answer else find_prediction
+    found = find(archive, (spec for case in use_cases(settings, USE_CASES) for spec in case.models), prediction_id)
     prediction, spec = found.prediction, found.spec
     service, first = spec.service, found.copies[0]
     same_definition = prediction.service_hash == service.definition_hash and len(prediction.features) == len(service.feature_names)
@@ -55,7 +57,7 @@ def explain(settings: Settings, prediction_id: str, most_events: int = MOST_EVEN
         "prediction_id": prediction_id, "event_id": prediction.event_id, "event_time": prediction.event_time,
         "arrival_ms": prediction.arrival_ms, "entities": {name: getattr(prediction, name) for name in service.entities},
         "source": {"topic": service.source, "partition": prediction.source_partition, "offset": prediction.source_offset},
-        "logged": {"topic": service.predictions, "partition": first.partition, "offset": first.offset, "arrival_ms": first.arrival_ms,
+        "logged": {"topic": found.topic, "partition": first.partition, "offset": first.offset, "arrival_ms": first.arrival_ms,
                    "copies": len(found.copies)},
         "decision": {"score": prediction.score, "threshold": prediction.threshold, "alert": prediction.alert,
                      "degraded": prediction.degraded, "late": prediction.late},
@@ -103,7 +105,7 @@ def _view(view: FeatureView, found: Found, history: History, vector: Any, most_e
     prediction, service = found.prediction, found.spec.service
     rows, own = history.of_views[view.name], view.source == service.source
     stamp = next((stamp for stamp in prediction.stamps if stamp.view == view.name), None)
-    at = [prediction.arrival_ms, position_of(service.source, prediction.source_partition, prediction.source_offset)]
+    at = [prediction.arrival_ms, found.position]
     arrived = (rows.arrivals[:, 0] < at[0]) | ((rows.arrivals[:, 0] == at[0]) & (rows.arrivals[:, 1] < at[1]))
     current, mode = np.zeros(view.record_words, np.int64), NONE
     if own and history.event is not None:

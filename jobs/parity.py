@@ -17,7 +17,7 @@ from jobs.erased_reads import excuse
 from jobs.events import bronze, bronze_path, bronze_version, end_offsets, events
 from jobs.features import Reads, from_bytes, sweep_entities
 from jobs.lineage import lineage
-from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N
+from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N, asked_events, topic_of
 from jobs.settled import LAST_MS, Open, covered, every_prediction, open_predictions, verdict_basis
 from jobs.spark import use_session, write_text
 from schemas.settings import Settings
@@ -63,40 +63,43 @@ class Parity:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def parity_path(settings: Settings, service: FeatureService) -> str:
-    return f"{settings.tables}/parity/{service.name}"
+def parity_path(settings: Settings, service: FeatureService, answers: bool = False) -> str:
+    return f"{settings.tables}/parity/{service.name}{'.answers' if answers else ''}"
 
 
-def parity(settings: Settings, service: FeatureService, spark: SparkSession | None = None, *, again: bool = False) -> Parity:
+def parity(settings: Settings, service: FeatureService, spark: SparkSession | None = None, *, again: bool = False,
+           answers: bool = False) -> Parity:
     """Classify every archived prediction made with ``service`` as it is defined now.
 
     The verdict of each is a row of the Delta table ``<tables>/parity/<service>``; the counts are in its ``_report.json`` too. Verdicts that
-    an earlier run has settled are carried over (``jobs.settled``); with ``again`` every prediction is recomputed.
+    an earlier run has settled are carried over (``jobs.settled``); with ``again`` every prediction is recomputed. With ``answers`` it is
+    about what was answered by request, each answer of an event for itself, in ``<tables>/parity/<service>.answers``.
     """
     with lineage(settings, "parity") as run, use_session(spark, settings, "parity") as own:
         began = time.monotonic()
-        version, path = bronze_version(own, settings), parity_path(settings, service)
+        version, path = bronze_version(own, settings), parity_path(settings, service, answers)
         run.reads_table(bronze_path(settings), version)
         archive = bronze(own, settings, version)
         basis = verdict_basis(own, settings, service)
-        to_judge = every_prediction(archive, service) if again else open_predictions(own, path, basis, archive, service)
-        verdicts = classified(archive, to_judge, service, basis)
+        to_judge = (every_prediction(archive, service, answers) if again else
+                    open_predictions(own, path, basis, archive, service, answers))
+        verdicts = classified(archive, to_judge, service, basis, answers)
         verdicts.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(path)
         to_judge.predictions.unpersist()
-        excuse(own, settings, archive, service, path)
+        excuse(own, settings, archive, service, path, topic_of(service, answers))
         run.writes_table(path)
         table = own.read.format("delta").load(path)
         counts = {verdict: count for verdict, count in table.groupBy("verdict").count().collect()}
         worst = table.where("verdict = 'unexplained'").orderBy("event_time", "prediction_id").limit(EXAMPLES).collect()
         distinct = sum(counts.values())
         result = Parity(predictions=distinct, **{verdict: counts.get(verdict, 0) for verdict in VERDICTS},
-                        duplicates=archive.where(archive.topic == service.predictions).count() - distinct, bronze_version=version,
+                        duplicates=archive.where(archive.topic == topic_of(service, answers)).count() - distinct, bronze_version=version,
                         seconds=round(time.monotonic() - began, 2), examples=[_example(row.asDict(), service) for row in worst])
         write_text(own, f"{path}/_report.json", json.dumps(asdict(result), indent=1))
         return result
 
 
-def classified(archive: DataFrame, to_judge: Open, service: FeatureService, basis: str) -> DataFrame:
+def classified(archive: DataFrame, to_judge: Open, service: FeatureService, basis: str, answers: bool) -> DataFrame:
     """One row per distinct prediction (SCHEMA): what is carried, and verdicts on the rest."""
     from pyspark.sql import functions as F
 
@@ -104,6 +107,9 @@ def classified(archive: DataFrame, to_judge: Open, service: FeatureService, basi
     queries = to_judge.predictions.withColumn("query", F.lit(True))
     numbers = [name for name in service.event_columns if name != "event_time"]
     of_source = events(archive, service.source, service.views, numbers, seen).withColumn("query", F.lit(False))
+    if answers:
+        asked = events(asked_events(archive, service), service.source, service.views, numbers, seen)
+        of_source = of_source.unionByName(asked.withColumn("admitted", F.lit(0)).withColumn("query", F.lit(False)))
     others = {source: events(archive, source, service.views, event_time=seen)
               for source in {view.source for view in service.views} - {service.source}}
     rows = of_source.unionByName(queries, allowMissingColumns=True)

@@ -10,22 +10,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from feature_repo.archive_table import FOR_EVER, ArchiveTable, contradicted
 from feature_repo.archived import Wanted, read_events
-from feature_repo.layout import hash_id
+from feature_repo.layout import hash_id, packer
 from feature_repo.models import Absence, ModelSpec, Outcomes
-from feature_repo.positions import position_of
+from feature_repo.positions import asked_position, position_of
 from feature_repo.views import FeatureView
 from schemas.admission import MAX_SKEW_MS
+from schemas.envelope import SCORED_EVENT
 from schemas.errors import ContractError, JobError
-from schemas.topics import PREDICTION_TOPICS, SOURCES
+from schemas.topics import PREDICTION_TOPICS, SOURCES, answered_topic
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Copy", "Found", "History", "Rows", "find_prediction", "reach", "read_history"]
+__all__ = ["Copy", "Found", "History", "Rows", "find_answer", "find_prediction", "reach", "read_history"]
 
 
 @dataclass(frozen=True, order=True)
@@ -39,11 +41,28 @@ class Copy:
 
 @dataclass(frozen=True)
 class Found:
-    """*The* prediction of an id, the one with the lowest place, and where all its ``copies`` stand, that one first."""
+    """*The* prediction of an id, the one with the lowest place, and where all its ``copies`` stand, that one first.
+
+    Of an answer to a request, ``event`` is what was asked about; it has no place in the log.
+    """
 
     spec: ModelSpec
     prediction: Any
     copies: tuple[Copy, ...]
+    event: Any = None
+
+    @property
+    def topic(self) -> str:
+        """Where it was logged."""
+        return answered_topic(self.spec.service.predictions) if self.event is not None else self.spec.service.predictions
+
+    @property
+    def position(self) -> int:
+        """That of the scored event, as parity has it."""
+        source, first = self.spec.service.source, self.copies[0]
+        if self.event is not None:
+            return int(asked_position(source, first.partition, first.offset))
+        return int(position_of(source, self.prediction.source_partition, self.prediction.source_offset))
 
 
 @dataclass(frozen=True)
@@ -69,15 +88,25 @@ class History:
 def find_prediction(archive: ArchiveTable, specs: Iterable[ModelSpec], prediction_id: str) -> Found:
     """Raises JobError where no model's predictions have that id."""
     for spec in specs:
-        topic = spec.service.predictions
-        parts = archive.batches(topic, 0, FOR_EVER, lambda batch: _holding(batch, f'"prediction_id":"{prediction_id}"'.encode()))
-        decoded = [(copy, _decoded(topic, value)) for part in parts for copy, value in part]
-        copies = sorted((copy, prediction) for copy, prediction in decoded
-                        if prediction is not None and prediction.prediction_id == prediction_id and prediction.model == spec.name)
+        copies = _held(archive, spec, spec.service.predictions, prediction_id)
         if copies:
-            return Found(spec, copies[0][1], tuple(copy for copy, _ in copies))
+            return Found(spec, copies[0][1], tuple(copy for copy, _, _ in copies))
     raise JobError(f"no archived prediction has the id {prediction_id!r}",
-                   hint="`headrace archive` brings what Kafka has; ids are in the records of the predictions topic")
+                   hint="`headrace archive` brings what Kafka has; ids are in the records of the predictions topic; `headrace explain "
+                        "--answer` looks among what was answered by request")
+
+
+def find_answer(archive: ArchiveTable, specs: Iterable[ModelSpec], prediction_id: str) -> Found:
+    """The newest answer that was given under that id by request, and where others stand. Raises JobError where there is none."""
+    for spec in specs:
+        held = _held(archive, spec, answered_topic(spec.service.predictions), prediction_id)
+        held.sort(key=lambda each: each[0].arrival_ms, reverse=True)
+        for copy, prediction, headers in held:
+            asked = next((item["value"] for item in headers or () if item["key"] == SCORED_EVENT), None)
+            event = _decoded(spec.service.source, asked)
+            if event is not None:
+                return Found(spec, prediction, (copy, *(other for other, _, _ in held if other != copy)), event)
+    raise JobError(f"no archived answer to a request has the id {prediction_id!r}", hint="`headrace archive` brings what Kafka has")
 
 
 def read_history(archive: ArchiveTable, found: Found, most_values: int) -> History:
@@ -94,7 +123,18 @@ def read_history(archive: ArchiveTable, found: Found, most_values: int) -> Histo
                                    for view in views if view.source == topic}},
             {**merged.values, **{position: value for part in parts for position, value in part.values.items()}},
             [*merged.label_rows, *(row for part in parts for row in part.label_rows)])
-    return merged
+    return merged if found.event is None else _with_asked(merged, found)
+
+
+def _with_asked(history: History, found: Found) -> History:
+    """The event that was asked about among the records of its entities: refused there, as a late one is, but in its own read."""
+    of_views, at = dict(history.of_views), np.array([[found.prediction.arrival_ms, found.position]])
+    for view in found.spec.service.views:
+        if view.source == found.spec.service.source:
+            rows, own = of_views[view.name], np.frombuffer(packer(view)(found.event), "<i8")[None]
+            of_views[view.name] = Rows(np.concatenate((rows.records, own)), np.concatenate((rows.arrivals, at)),
+                                       np.append(rows.admitted, False))
+    return History(found.event, of_views, {**history.values, found.position: msgspec.json.encode(found.event)}, history.label_rows)
 
 
 def reach(view: FeatureView, t: int) -> tuple[int, int]:
@@ -154,6 +194,8 @@ class _Need:
         prediction = self.found.prediction
         if self.topic != self.found.spec.service.source:
             return None
+        if self.found.event is not None:
+            return self.found.event
         own = np.flatnonzero((partition == prediction.source_partition) & (offset == prediction.source_offset))
         return _decoded(self.topic, batch["value"][int(own[0])].as_py()) if len(own) else None
 
@@ -169,12 +211,21 @@ class _Need:
         return np.flatnonzero(names[spec.subject] & within)
 
 
-def _holding(batch: pa.RecordBatch, text: bytes) -> list[tuple[Copy, bytes]]:
+def _held(archive: ArchiveTable, spec: ModelSpec, topic: str, prediction_id: str) -> list[tuple[Copy, Any, Any]]:
+    """Each record of that prediction on ``topic``: its place, itself, its headers; in the order of places."""
+    parts = archive.batches(topic, 0, FOR_EVER, lambda batch: _holding(batch, f'"prediction_id":"{prediction_id}"'.encode()))
+    decoded = [(copy, _decoded(spec.service.predictions, value), headers) for part in parts for copy, value, headers in part]
+    return sorted(((copy, prediction, headers) for copy, prediction, headers in decoded
+                   if prediction is not None and prediction.prediction_id == prediction_id and prediction.model == spec.name),
+                  key=lambda each: each[0])
+
+
+def _holding(batch: pa.RecordBatch, text: bytes) -> list[tuple[Copy, bytes, Any]]:
     import pyarrow.compute as pc
 
     some = batch.filter(pc.fill_null(pc.match_substring(batch["value"], text), False))
-    columns = (some[name].to_pylist() for name in ("partition", "offset", "arrival_ms", "value"))
-    return [(Copy(partition, offset, arrival), value) for partition, offset, arrival, value in zip(*columns, strict=True)]
+    columns = (some[name].to_pylist() for name in ("partition", "offset", "arrival_ms", "value", "headers"))
+    return [(Copy(partition, offset, arrival), value, headers) for partition, offset, arrival, value, headers in zip(*columns, strict=True)]
 
 
 def _decoded(topic: str, value: bytes | None) -> Any:

@@ -17,7 +17,7 @@ from feature_repo.views import FeatureService
 from jobs.erasures import records_path
 from jobs.events import bronze_path
 from jobs.features import history_ms
-from jobs.served import logged
+from jobs.served import logged, topic_of
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,27 +51,29 @@ def verdict_basis(spark: SparkSession, settings: Settings, service: FeatureServi
     return hashlib.sha256(f"{RULES} {service.definition_hash} {table} {erasures}".encode()).hexdigest()[:16]
 
 
-def every_prediction(archive: DataFrame, service: FeatureService) -> Open:
+def every_prediction(archive: DataFrame, service: FeatureService, answers: bool) -> Open:
     """All of them, each as if for the first time."""
-    return Open(logged(archive, service).where("nth = 1").drop("nth", "logged_ms"))
+    return Open(logged(archive, service, answers).where("nth = 1").drop("nth", "logged_ms"))
 
 
-def open_predictions(spark: SparkSession, path: str, basis: str, archive: DataFrame, service: FeatureService) -> Open:
+def open_predictions(spark: SparkSession, path: str, basis: str, archive: DataFrame, service: FeatureService, answers: bool) -> Open:
     """What the parity table at ``path`` does not settle. Its ``predictions`` are persisted: unpersist them when they are judged."""
     from delta.tables import DeltaTable
     from pyspark.sql import functions as F
 
     if not DeltaTable.isDeltaTable(spark, path):
-        return every_prediction(archive, service)
+        return every_prediction(archive, service, answers)
     table = spark.read.format("delta").load(path)
     if not {"basis", "settled", "logged_position"} <= set(table.columns):  # written before verdicts were carried over
-        return every_prediction(archive, service)
+        return every_prediction(archive, service, answers)
     kept = table.where((F.col("basis") == basis) & F.col("settled"))
     position = F.shiftleft(F.col("partition").cast("long"), PARTITION_SHIFT) + F.col("offset")
-    records = archive.where(F.col("topic") == service.predictions).withColumn("logged_position", position)
+    records = archive.where(F.col("topic") == topic_of(service, answers)).withColumn("logged_position", position)
     carried = kept.join(records.select("logged_position"), "logged_position", "left_semi").select(*table.columns)
-    unsettled = every_prediction(records.join(kept.select("logged_position"), "logged_position", "left_anti"), service).predictions
-    predictions = unsettled.join(carried.select("prediction_id"), "prediction_id", "left_anti").persist()  # not copies of what is carried
+    unsettled = every_prediction(records.join(kept.select("logged_position"), "logged_position", "left_anti"), service, answers).predictions
+    if not answers:  # of which none is a copy of another
+        unsettled = unsettled.join(carried.select("prediction_id"), "prediction_id", "left_anti")
+    predictions = unsettled.persist()
     first = predictions.where("fault IS NULL").agg(F.min("event_time")).collect()[0][0]
     return Open(predictions, carried, first - history_ms(service.views) if first is not None else LAST_MS)
 

@@ -19,6 +19,7 @@ __all__ = [
     "CLOCK_HEADERS",
     "CLOCK_TYPE",
     "LATE",
+    "SCORED_EVENT",
     "SENT_NS",
     "SOURCE_OFFSET",
     "SPECIFICATION",
@@ -46,6 +47,8 @@ LAST_MINUTE = int((datetime(9999, 12, 31, 23, 59, tzinfo=UTC) - EPOCH).total_sec
 
 SOURCE_OFFSET = "hr_source_offset"
 LATE = "hr_late"
+SCORED_EVENT = "hr_event"
+"""On a prediction that was made by request: the event itself, which may never come by the log."""
 VALUE_BYTES = "hr_value_bytes"
 """On a dead letter without its value: how large that was."""
 SENT_NS = "hr_sent_ns"

@@ -12,12 +12,22 @@ from typing import Any
 import msgspec
 import pytest
 import redis
+from pydantic import SecretStr
 
 from feature_repo.fraud import SERVICE
+from feature_repo.views import DAY_MS
+from jobs.archive import archive
+from jobs.events import bronze_path, complete_path, newest_version
+from jobs.explain import explain
+from jobs.parity import parity
+from jobs.spark import session, write_text
+from schemas.errors import JobError
 from schemas.fraud import Prediction
+from schemas.settings import Settings
 from services.api.client import ApiError, Client
 from services.ledger import read_topic
 from services.release_log import ReleaseLog
+from services.why.walk import why
 from tests.api_world import Api, api_world
 from tests.bench.http_load import Job, run_load
 from tests.deadline import eventually
@@ -209,3 +219,48 @@ def test_a_store_that_lost_what_it_had_makes_answers_degraded_until_it_is_back(a
     assert (answer.status, answer.body["degraded"]) == (200, True)
     api.runtime.release("worker-1")
     eventually(lambda: api.post("/v1/score", api.event()).body["degraded"] is False)
+
+
+def test_every_answer_is_recomputed_from_the_log_alone(api: Api) -> None:
+    """Also of events that never come by the log; the control: one that was told otherwise is found."""
+    settings = Settings(home=api.home, kafka=api.runtime.kafka, redis=SecretStr(api.runtime.redis))
+    asked = api.event(card_id="asked", terminal_id="t1")
+    first = api.post("/v1/score", asked).body
+    for n in range(1, 6):
+        other = api.event(card_id="asked", terminal_id="t1", event_time=asked["event_time"] - n)
+        assert api.post("/v1/events", other).status == 202
+    eventually(lambda: api.post("/v1/features", {"entities": {"card_id": "asked"}}).body["views"][0]["values"]["card_count_1d"] == 5)
+    assert api.post("/v1/score", asked).body["fingerprint"] != first["fingerprint"]
+    published = api.event(card_id="asked", terminal_id="t2")
+    assert api.post("/v1/events", published).status == 202
+    eventually(lambda: logged(api, "predictions", published["event_id"]))
+    assert api.post("/v1/score", published).status == 200
+    late = api.post("/v1/score", {**api.event(card_id="asked"), "event_time": asked["event_time"] - 3 * DAY_MS})
+    assert late.body["late"]
+    answers = [p for p in map(msgspec.json.decode, (m.value() for m in read_topic(api.runtime.kafka, "predictions.answered")))]
+    with session(settings, "answers") as spark:
+        archive(settings, api.runtime.kafka, spark)
+        found = parity(settings, SERVICE, spark, answers=True)
+        assert found.unexplained == 0, found.examples
+        assert found.predictions == len(answers) == found.exact + found.in_flight + found.degraded
+        assert found.exact > 0
+        assert found.duplicates == 0
+        assert parity(settings, SERVICE, spark).unexplained == 0, "what was answered is none of the log's predictions"
+        table = spark.read.format("delta").load(bronze_path(settings))
+        row = table.where("topic = 'predictions.answered'").orderBy("arrival_ms").tail(1)[0]
+        forged = {**json.loads(row.value), "features": [7.0, *json.loads(row.value)["features"][1:]]}
+        (spark.createDataFrame([(*row[:2], row.offset + 1, *row[3:5], json.dumps(forged).encode(), row.headers)],
+                               table.schema)
+         .write.format("delta").mode("append").save(bronze_path(settings)))
+        write_text(spark, complete_path(settings), str(newest_version(spark, settings)))
+        assert parity(settings, SERVICE, spark, answers=True).unexplained == 1
+    told = explain(settings, first["prediction_id"], answer=True)
+    assert told["logged"]["topic"] == "predictions.answered"
+    view = told["views"][0]
+    assert (view["verdict"] in ("exact", "in_flight"), view["counted"]["card_count_1d"]) == (True, 6)
+    assert [event["event_id"] for event in view["events"] if event["state"] == "scored"] == [asked["event_id"]]
+    assert told["request"]["follows"] is True
+    led = why(settings, first["prediction_id"])[0]
+    assert led.causes[0].says.startswith("asked about by request")
+    with pytest.raises(JobError, match="no archived prediction"):
+        explain(settings, first["prediction_id"])

@@ -223,7 +223,7 @@ def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_pa
         version = bronze_version(spark, settings)
         now = bronze(spark, settings, version)
         path, basis = parity_path(settings, SERVICE), verdict_basis(spark, settings, SERVICE)
-        judged.append(open_predictions(spark, path, basis, now, SERVICE).predictions.count())
+        judged.append(open_predictions(spark, path, basis, now, SERVICE, False).predictions.count())
         found = parity(settings, SERVICE, spark)
     whole = Settings(home=tmp_path / "whole")
     spark.createDataFrame(world.bronze()).coalesce(2).write.format("delta").partitionBy("topic").save(bronze_path(whole))
@@ -233,8 +233,8 @@ def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_pa
         (at_once.predictions, at_once.exact, at_once.in_flight, at_once.unexplained, at_once.duplicates)
     assert (found.unexplained > 0) is drop
     assert 0 < judged[-1] < found.predictions, "the last part judged only what was open"
-    assert open_predictions(spark, path, basis, now, SERVICE).predictions.count() == found.unexplained
-    assert open_predictions(spark, path, "another", now, SERVICE).predictions.count() == found.predictions
+    assert open_predictions(spark, path, basis, now, SERVICE, False).predictions.count() == found.unexplained
+    assert open_predictions(spark, path, "another", now, SERVICE, False).predictions.count() == found.predictions
     assert parity(settings, SERVICE, spark, again=True).exact == found.exact
 
 

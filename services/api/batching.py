@@ -61,10 +61,13 @@ class Waiting(msgspec.Struct, gc=False):
     answer: Any  # asyncio.Future[Scored]
 
 
-class Batcher:
-    """``write`` logs what was scored; where it returns something to wait for, answers wait for it. ``scored`` hears (n, seconds)."""
+Write = Callable[[Sequence[Any], Sequence[Scored]], Awaitable[None] | None]
 
-    def __init__(self, judge: Judge, store: EventStore, write: Callable[[Sequence[Scored]], Awaitable[None] | None], sizing: Sizing,
+
+class Batcher:
+    """``write`` logs events and what was scored; where it returns something to wait for, answers wait. ``scored`` hears (n, seconds)."""
+
+    def __init__(self, judge: Judge, store: EventStore, write: Write, sizing: Sizing,
                  scored: Callable[[int, float], None] = lambda n, seconds: None) -> None:
         self._loop = asyncio.get_running_loop()
         self._judge, self._store, self._write, self._sizing, self._told = judge, store, write, sizing, scored
@@ -146,7 +149,7 @@ class Batcher:
                 if not one.answer.done():
                     one.answer.set_exception(error)
             return
-        held = self._write(results)
+        held = self._write([one.event for one in arrived], results)
         if held is None:
             return _tell(batch, results)
         task = asyncio.ensure_future(held)

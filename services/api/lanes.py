@@ -87,12 +87,12 @@ class Lane:
         """The record of a prediction that was just made here."""
         return self._recent.get(prediction_id)
 
-    def _write(self, results: Sequence[Scored]) -> Any:
+    def _write(self, events: Sequence[Any], results: Sequence[Scored]) -> Any:
         for one in results:
             self._recent[one.prediction_id] = one.value
         while len(self._recent) > RECENT:
             self._recent.popitem(last=False)
-        return self._log.write(self.judge.spec.service.predictions, results)
+        return self._log.write(self.judge.spec.service.predictions, events, results)
 
     def _scored(self, n: int, seconds: float) -> None:
         self._metrics.count("headrace_api_scored_total", n, self._model)

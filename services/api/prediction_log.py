@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaException, Producer
 
-from schemas.envelope import CE_TYPE
+from schemas.envelope import CE_TYPE, SCORED_EVENT
 from schemas.errors import LogError
 from schemas.topics import PREDICTION_TOPICS, answered_topic
 from services.api.spool import Spool, frames
@@ -35,6 +35,7 @@ PATIENCE_S = 1.0
 TICK_S = 0.01
 PROBE_EVERY_S = 0.5
 REPLAY_AT_ONCE = 200
+EVENT = msgspec.json.Encoder()
 ENCODE = msgspec.msgpack.Encoder().encode
 
 
@@ -43,10 +44,11 @@ class Logged(msgspec.Struct, frozen=True, gc=False, array_like=True):
     key: bytes
     value: bytes
     prediction_id: str
+    event: bytes = b""
 
     @property
     def size(self) -> int:
-        return len(self.key) + len(self.value) + len(self.prediction_id) + len(self.topic)
+        return len(self.key) + len(self.value) + len(self.prediction_id) + len(self.topic) + len(self.event)
 
 
 DECODE = msgspec.msgpack.Decoder(Logged).decode
@@ -96,10 +98,14 @@ class PredictionLog:
     def full(self) -> bool:
         return self.waiting_bytes >= self._most_bytes
 
-    def write(self, predictions: str, results: Sequence[Scored]) -> Awaitable[None] | None:
-        """Log ``results`` of the predictions topic. While Kafka does not answer: what to wait for before they are told to anyone."""
-        topic = answered_topic(predictions)
-        records = [Logged(topic, result.key, result.value, result.prediction_id) for result in results]
+    def write(self, predictions: str, events: Iterable[Any], results: Sequence[Scored]) -> Awaitable[None] | None:
+        """Log ``results`` of the predictions topic, each with its event, which may never come by the log itself.
+
+        Returns, while Kafka does not answer, what to wait for before they are told to anyone.
+        """
+        topic, encode = answered_topic(predictions), EVENT.encode
+        records = [Logged(topic, result.key, result.value, result.prediction_id, encode(event))
+                   for event, result in zip(events, results, strict=True)]
         if self.spooling:
             return self._to_disk(records)
         now = time.monotonic()
@@ -131,7 +137,7 @@ class PredictionLog:
 
     def _produce(self, record: Logged, delivered: Any) -> bool:
         headers: Any = [("ce_specversion", b"1.0"), (CE_TYPE, _type_of(record.topic)), ("ce_source", b"headrace/api"),
-                        ("content-type", b"application/json"), ("ce_id", record.prediction_id.encode())]
+                        ("content-type", b"application/json"), ("ce_id", record.prediction_id.encode()), (SCORED_EVENT, record.event)]
         try:
             self._producer.produce(record.topic, record.value, record.key, on_delivery=delivered, headers=headers)
         except BufferError:

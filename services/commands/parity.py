@@ -16,6 +16,7 @@ def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "parity", run, example="headrace parity --json",
                          help="recompute every archived prediction's features; exit code 1 if one is unexplained")
     parser.add_argument("--again", action="store_true", help="also predictions whose verdict an earlier run has settled")
+    parser.add_argument("--answers", action="store_true", help="what was answered by request, instead of the log's predictions")
     parser.add_argument("--model", help="whose predictions (default: those of the first model)")
 
 
@@ -25,7 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     from schemas.settings import read_settings
 
     settings = read_settings()
-    result = asdict(parity(settings, find_model(settings, arguments.model).service, again=arguments.again))
+    result = asdict(parity(settings, find_model(settings, arguments.model).service, again=arguments.again,
+                           answers=arguments.answers))
     show(arguments, result, table(result))
     return 1 if result["unexplained"] else 0
 

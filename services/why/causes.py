@@ -39,14 +39,15 @@ def event_node(found: Found, kind: str = "event") -> Node:
 def of_prediction(sources: Sources, spec: ModelSpec, one: Any) -> list[Node]:
     """Its event, its vector, and the release under which it was made; without a release on the chain its version."""
     where = Copy(one.source_partition, one.source_offset, one.arrival_ms)
-    event = Node("event", one.event_id, f"{place(spec.service.source, where)}, {iso(one.event_time)}, arrived {iso(one.arrival_ms)}",
+    stands = place(spec.service.source, where) if where.partition >= 0 else "asked about by request"
+    event = Node("event", one.event_id, f"{stands}, {iso(one.event_time)}, arrived {iso(one.arrival_ms)}",
                  {"topic": spec.service.source, "partition": where.partition, "offset": where.offset, "event_time": one.event_time})
     views = {stamp.view: f"{stamp.n} records, fingerprint {stamp.fingerprint}, applied {one.applied.get(stamp.view, [])}"
              for stamp in one.stamps}
     notes = "".join(f", {word}" for word in ("degraded", "late") if getattr(one, word))
     vector = Node("vector", f"{spec.service.name}@{one.service_hash}",
                   "; ".join(f"{stamp.view} {stamp.n} records {stamp.fingerprint}" for stamp in one.stamps) + notes, {"views": views},
-                  more=f"headrace explain {one.prediction_id}")
+                  more=f"headrace explain {one.prediction_id}{'' if where.partition >= 0 else ' --answer'}")
     causes = [event, vector]
     release = sources.told.release_of(one.model, one.model_version, one.arrival_ms, getattr(one, "epoch", None))
     if release is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -13,7 +14,7 @@ from feature_repo.manifest import MANIFEST_FILE
 from feature_repo.pairs import prediction_id
 from feature_repo.use_cases import USE_CASES, use_cases
 from jobs.linked import Found, evaluations_of, events_of
-from jobs.past_read import find_prediction
+from jobs.past_read import find_answer, find_prediction
 from schemas.errors import JobError
 from schemas.releases import Release
 from schemas.settings import Settings
@@ -104,11 +105,11 @@ def named_events(sources: Sources, name: str, at_ms: int | None) -> dict[str, Ma
 
 
 def predicted(sources: Sources, name: str) -> Any:
-    """As ``find_prediction``; None where there is none."""
-    try:
-        return find_prediction(sources.known(), sources.specs.values(), name)
-    except JobError:
-        return None
+    """The log's prediction of that id, else the newest answer to a request; None where there is neither."""
+    for find in (find_prediction, find_answer):
+        with suppress(JobError):
+            return find(sources.known(), sources.specs.values(), name)
+    return None
 
 
 def event(sources: Sources, found: Found, everything: list[Found]) -> Node:
@@ -138,8 +139,8 @@ def down(sources: Sources, one: Any) -> Node:
 def prediction(sources: Sources, one: Any) -> Node:
     led = causes.of_prediction(sources, one.spec, one.prediction)
     node = down(sources, one)
-    node.causes, node.more = led, f"headrace explain {node.id}"
-    node.facts |= {"logged": causes.place(one.spec.service.predictions, one.copies[0]), "copies": len(one.copies)}
+    node.causes, node.more = led, f"headrace explain {node.id}{' --answer' if one.event is not None else ''}"
+    node.facts |= {"logged": causes.place(one.topic, one.copies[0]), "copies": len(one.copies)}
     return node
 
 
