@@ -61,7 +61,7 @@ def event_ids(results: list[Scored]) -> list[str]:
 
 
 def in_loop(judge: Judge, work: Callable[[Batcher, SlowStore], Any], sizing: Sizing | None = None,
-            write: Callable[[Any], Any] = lambda results: None) -> Any:
+            write: Callable[[Any, Any], Any] = lambda events, results: None) -> Any:
     async def run() -> Any:
         store: Any = SlowStore()
         return await work(Batcher(judge, store, write, sizing or Sizing(64, 0.005)), store)
@@ -158,7 +158,7 @@ def test_an_answer_waits_for_what_its_record_waits_for(judge: Judge) -> None:
         assert event_ids([await answer]) == ["a"]
 
     held: list[Any] = []
-    in_loop(judge, work, write=lambda results: held[0])
+    in_loop(judge, work, write=lambda events, results: held[0])
 
 
 def test_nothing_is_begun_while_definitions_change(judge: Judge) -> None:
