@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from jobs.spark import session
 from schemas.settings import Settings
 from schemas.topics import catalogue
 from services.runtime.embedded import Runtime
@@ -44,6 +46,18 @@ def kafka(engines: Endpoints) -> str:
 @pytest.fixture(scope="session")
 def redis_url(engines: Endpoints) -> str:
     return engines.redis
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One Spark session for every module that asks for it. Those run last: a process has one at a time, and others start their own."""
+    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
+        yield spark
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    asking = {item.path for item in items if "spark" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path in asking)
 
 
 @pytest.fixture

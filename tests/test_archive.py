@@ -19,19 +19,12 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from jobs.archive import archive
 from jobs.events import bronze_path, complete_path
-from jobs.spark import session
 from schemas.fraud import PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 from services.ledger import end_offsets, read_topic
 from services.runtime.embedded import Runtime
 from tests.archive_process import TOPICS, Ledger, kill, rounds, start
 from tests.deadline import eventually
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")

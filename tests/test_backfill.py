@@ -23,7 +23,6 @@ from jobs.backfill import Backfilled, backfill
 from jobs.events import bronze_path
 from jobs.history import record_history
 from jobs.parity import parity
-from jobs.spark import session
 from schemas.errors import JobError
 from schemas.fraud import Transaction
 from schemas.settings import Settings
@@ -33,12 +32,6 @@ from tests.log_world import DAYS, START, World, decoded, hostile_world, serve
 from tests.world_check import event_time, stored_sets
 
 FAST = float("inf")
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")

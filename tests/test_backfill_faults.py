@@ -30,11 +30,11 @@ from services.ledger import end_offsets
 from services.runtime.embedded import Runtime
 from tests.deadline import eventually
 from tests.log_world import HEADERS
-from tests.test_backfill import spark, store
+from tests.test_backfill import store
 from tests.test_faults import caught_up
 from tests.world_check import Sent, event_time, expected_sets, publish, small_world, stored_sets, wrong_sets
 
-__all__ = ["spark", "store"]
+__all__ = ["store"]
 
 
 def plain_bronze(spark: Any, settings: Settings, sent: Sent) -> None:

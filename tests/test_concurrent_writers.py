@@ -15,7 +15,6 @@ from jobs.archive import archive
 from jobs.commits import retry_conflicts
 from jobs.events import bronze_path
 from jobs.maintain import maintain
-from jobs.spark import session
 from jobs.tables import figures
 from schemas.errors import JobError
 from schemas.fraud import OUTCOMES, TRANSACTIONS
@@ -24,12 +23,6 @@ from services.runtime.embedded import Runtime
 from tests.appended_bronze import rows_of, small_appends
 from tests.archive_process import Ledger, kill, start
 from tests.deadline import eventually
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture

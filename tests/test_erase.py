@@ -21,7 +21,6 @@ from feature_repo.wire import Wire
 from jobs.archive import archive
 from jobs.erase import Erased, erase
 from jobs.parity import parity
-from jobs.spark import session
 from jobs.training_set import build_training_set
 from schemas.errors import DefinitionError
 from schemas.settings import Settings
@@ -84,12 +83,6 @@ class Shop:
         for view in SERVICE.views:
             self.wire.call("DEL", applied_key(view), *(entity_key(view, entity) for entity in self.sets(view, ())))
         self.wire.close()
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")

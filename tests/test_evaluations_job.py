@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from feature_repo.archive_table import bronze_path
 from feature_repo.views import DAY_MS
 from jobs.evaluations import evaluations_path, join_archive
-from jobs.spark import session
 from schemas.evaluations import EVALUATIONS
 from schemas.settings import Settings
 from services.ledger import read_topic
@@ -24,12 +22,6 @@ from tests.log_world import HEADERS
 
 Record = tuple[int, bytes, bytes]
 FOR_EVER = 2**62
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")

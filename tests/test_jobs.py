@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from jobs.archive import archive, conflicts
 from jobs.events import bronze, bronze_path, bronze_version
 from jobs.parity import Parity, parity, parity_path
 from jobs.settled import open_predictions, verdict_basis
-from jobs.spark import session
 from jobs.training_set import Mode, TrainingSet, build_training_set
 from schemas.envelope import CLOCK_HEADERS
 from schemas.errors import JobError
@@ -28,12 +26,6 @@ from tests.log_world import DAYS, START, World, degraded, hostile_world, serve
 
 END = START + DAYS * DAY_MS
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")

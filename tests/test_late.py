@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,11 @@ from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.oracle import feature_values
 from feature_repo.views import FeatureView
 from jobs.late import Late, late
-from jobs.spark import session
 from schemas.errors import DefinitionError
 from schemas.settings import Settings
 from services.commands.late import table
 from tests.log_world import PARTITIONS, Logged, World, hostile_world, serve
 from tests.small_model import promote_small_model
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")

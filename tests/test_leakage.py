@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,6 @@ from feature_repo.archive_table import bronze_path, open_archive
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.views import DAY_MS
 from jobs.compare import Comparison, compare
-from jobs.spark import session
 from jobs.training_rows import Period, parse_period
 from jobs.training_set import Engine, Mode, build_training_set
 from schemas.errors import JobError
@@ -29,12 +27,6 @@ from tests.log_world import DAYS, HEADERS, START, World, hostile_world, serve
 END = START + DAYS * DAY_MS
 CUT = START + 25 * DAY_MS
 Rows = dict[tuple[str, int], tuple[Any, ...]]
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 def archived(home: Path, rows: pa.Table, files: int = 1) -> Settings:

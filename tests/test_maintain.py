@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from jobs import tables
 from jobs.events import bronze_path, bronze_version, complete_path, newest_version
 from jobs.maintain import maintain
 from jobs.retention import DEFAULT_HOURS
-from jobs.spark import session, write_text
+from jobs.spark import write_text
 from jobs.tables import data_files, figures, table_paths
 from schemas.errors import JobError
 from schemas.fraud import PREDICTIONS, TRANSACTIONS
@@ -27,12 +26,6 @@ from services.commands.maintain import KEEP_HOURS
 from tests.appended_bronze import ROWS, append, rows_of, small_appends
 
 DAY_MS = 86_400_000
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from feature_repo.fraud import FRAUD
 from feature_repo.views import DAY_MS
 from jobs.registry import find_registered, make_live, register
 from jobs.retraining import Asked, Plan, Verdict, periods, retrain, verdict_path
-from jobs.spark import session
 from jobs.train import train
 from jobs.training_rows import EPOCH, Period
 from jobs.training_set import build_training_set
@@ -52,12 +50,6 @@ def changing_world(seed: int) -> World:
     for offset, (arrival, topic, event) in enumerate(sorted(sent, key=lambda each: each[0])):
         records.append(Logged(topic, 0, offset, arrival, json.dumps(event).encode(), None, event))
     return World(records)
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from feature_repo.churn import CHURN
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.oracle import feature_values
 from feature_repo.views import DAY_MS
-from jobs.spark import session
 from jobs.training_set import Mode, build_training_set
 from schemas.churn import CANCELLATIONS, PURCHASES, REQUESTS
 from schemas.errors import DefinitionError, JobError
@@ -31,12 +29,6 @@ END = START + DAYS * DAY_MS
 SEEDS = (1, 4, 5)
 BRONZE = pa.schema({"topic": pa.string(), "partition": pa.int32(), "offset": pa.int64(), "arrival_ms": pa.int64(), "key": pa.binary(),
                     "value": pa.binary(), "headers": HEADERS})
-
-
-@pytest.fixture(scope="module")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
-        yield spark
 
 
 @pytest.fixture(scope="module")
