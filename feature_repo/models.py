@@ -10,7 +10,7 @@ from typing import Literal
 from feature_repo.rules import Rule
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureService, FeatureView
 
-__all__ = ["Absence", "Bands", "DriftPolicy", "Emission", "Fairness", "ModelSpec", "Outcomes", "Schedule", "Slice", "UseCase"]
+__all__ = ["Absence", "Bands", "DriftPolicy", "Emission", "Fairness", "ModelSpec", "Outcomes", "ReasonCode", "Schedule", "Slice", "UseCase"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Slice:
 
     name: str
     chosen: Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class ReasonCode:
+    """What is said where ``feature`` raised a score. A code is never given to another feature; words may be improved."""
+
+    feature: str
+    code: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -136,7 +145,7 @@ class ModelSpec:
     name, when the online store cannot be read (all else is null); they are chosen so that a degraded score leans on the event itself.
     ``baselines`` are the single features that a model has to beat; ``rules`` what must hold of training rows beyond what follows from
     the views. Without ``drift`` it is not monitored. ``groups`` are looked at one by one before a candidate is released; with
-    ``risk_class`` person it is released only when somebody has approved what the gates saw.
+    ``risk_class`` person it is released only when somebody has approved what the gates saw. ``reasons`` has a code for each feature.
     """
 
     name: str
@@ -157,6 +166,7 @@ class ModelSpec:
     rules: tuple[Rule, ...] = ()
     drift: DriftPolicy | None = None
     groups: tuple[Bands, ...] = ()
+    reasons: tuple[ReasonCode, ...] = ()
     risk_class: Literal["automatic", "person"] = "automatic"
 
     @property
