@@ -22,7 +22,7 @@ from feature_repo.views import DAY_MS, HOUR_MS
 from jobs.gates import Evidence, GateRules
 from schemas.settings import Settings
 
-__all__ = ["bundle_bytes", "cost", "recorded", "time_ratios"]
+__all__ = ["bundle_bytes", "cost", "median_bounds", "recorded", "time_ratios"]
 
 REQUESTS = 500
 REPEATS = 25

@@ -8,15 +8,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from feature_repo.bundle import Scorer
 from feature_repo.fraud import FRAUD
 from feature_repo.models import Bands, Fairness
+from jobs import gates
+from jobs.bootstrap import Interval, paired_bootstrap
 from jobs.calibration import calibration
+from jobs.cost import median_bounds, time_ratios
 from jobs.gates import GateRules
 from jobs.groups import Judged, slices
+from tests.small_model import small_result
 
 GROUPS = (Bands("amount", (20, 100)), Bands("card_count_30d", (15,), Fairness()))
 SPEC = replace(FRAUD, groups=GROUPS)
@@ -82,7 +88,12 @@ def cases() -> list[Case]:
 
     no_margin, by_itself = replace(rules, slice_margin=0.0), replace(rules, miscalibration=np.inf)
     only_quality = tuple(replace(bands, fairness=None) for bands in GROUPS)
+    small, none_allowed = World(cards=300), replace(rules, margin=0.0)
     return [
+        Case("quality: equal candidate", "unsure", lambda seed: gates.non_inferiority(compared(seed, small), rules).outcome),
+        Case("quality: equal, no margin allowed", "limit", lambda seed: gates.non_inferiority(compared(seed, small), none_allowed).outcome),
+        Case("quality: much worse", "bad", lambda seed: gates.non_inferiority(compared(seed, replace(small, lift=-1.0)), rules).outcome),
+        Case("cure: equal candidate", "limit", lambda seed: gates.cure(compared(seed, small), rules).outcome),
         of_slices("equal candidate", "good", World()),
         of_slices("equal, a fifth of the cards", "good", World(cards=300)),
         of_slices("equal, no margin allowed", "limit", World(), no_margin, only_quality),
@@ -96,7 +107,32 @@ def cases() -> list[Case]:
         of_calibration("slope at the lower limit", "limit", World(slope=2.0, both=True), by_itself),
         of_calibration("log-odds twice too extreme", "bad", World(slope=2.5)),
         of_calibration("scores three times too high", "bad", World(shift=1.5)),
+        Case("cost: a model against itself", "good", lambda seed: of_cost(seed, 1, rules)),
+        Case("cost: against itself, no more time allowed", "limit", lambda seed: of_cost(seed, 1, replace(rules, time_ratio=1.0))),
+        Case("cost: five times the work", "bad", lambda seed: of_cost(seed, 5, rules)),
     ]
+
+
+def compared(seed: int, told: World) -> Interval:
+    judged = world(seed, told)
+    return paired_bootstrap(judged.label, judged.member, *judged.scores, draws=200, seed=seed)
+
+
+@cache
+def scorer() -> Scorer:
+    return Scorer(small_result(FRAUD.service).onnx)
+
+
+def of_cost(seed: int, times: int, rules: GateRules) -> str:
+    """As ``jobs.cost.cost`` judges processor time."""
+    rows, model = np.random.default_rng(seed).normal(10, 10, (50, scorer().width)), scorer()
+
+    def scored(row: Any, times: int = 1) -> None:
+        for _ in range(times):
+            model(row)
+
+    low, high = median_bounds(time_ratios(lambda row: scored(row, times), lambda row: scored(row, 1), rows), rules.error)
+    return "FAIL" if low > rules.time_ratio else "INCONCLUSIVE" if high > rules.time_ratio else "PASS"
 
 
 def counts(case: Case, worlds: int, first: int = 0) -> dict[str, int]:
