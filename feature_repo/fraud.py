@@ -120,5 +120,5 @@ FRAUD = ModelSpec(name="fraud", service=SERVICE, label="fraud", labels=Outcomes(
                       Slice("night", lambda at_ms: at_ms % DAY_MS < 7 * HOUR_MS),)),
                   groups=(Bands("amount", (20, 100)), Bands("terminal_count_24h", (5,)),
                           # Of fresh cards. Their share of fraud is another one, so equal shares of alerts would be unfair to the others.
-                          Bands("card_count_30d", (15,), Fairness(parity_ratio=None))), reasons=FRAUD_REASONS)
+                          Bands("card_count_30d", (30,), Fairness(parity_ratio=None))), reasons=FRAUD_REASONS)
 USE_CASE = UseCase("fraud", (FRAUD,), (Emission(OUTCOMES, LABEL_DELAY_MS, when="fraud"), Emission(TRANSACTIONS)))
