@@ -26,8 +26,8 @@ from schemas.topics import SOURCES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "bronze_path", "complete_path", "control_path", "control_records", "open_archive",
-           "read_file", "table_files", "table_version", "write_file", "write_table"]
+__all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "append_once", "bronze_path", "complete_path", "control_path",
+           "control_records", "open_archive", "read_file", "table_files", "table_version", "write_file", "write_table"]
 
 BATCH_ROWS = 1 << 17
 """Values decoded at once: some 20 MB a thread."""
@@ -199,6 +199,27 @@ def write_table(path: str, table: pa.Table, *, append: bool = False) -> None:
             write_deltalake(path, table, mode="overwrite", schema_mode="overwrite")
     except DeltaError as error:
         raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
+
+
+def append_once(path: str, table: pa.Table, name: str) -> bool:
+    """Append ``table`` to the Delta table at ``path`` unless that was done under this ``name`` before; whether it was done now.
+
+    The name is a transaction of the table's own log, so of two writers at once one gets an error instead of a second copy.
+    """
+    from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    try:
+        try:
+            if DeltaTable(path).transaction_version(name) is not None:
+                return False
+        except TableNotFoundError:
+            pass
+        write_deltalake(path, table, mode="append", schema_mode="merge", commit_properties=CommitProperties(app_transactions=[
+            Transaction(name, 1)]))
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
+    return True
 
 
 def write_file(path: str, text: str) -> None:

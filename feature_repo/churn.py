@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.models import Absence, Emission, ModelSpec, Schedule, UseCase
+from feature_repo.models import Absence, Bands, Emission, Fairness, ModelSpec, Schedule, UseCase
+from feature_repo.reason_codes import CHURN_REASONS
 from feature_repo.views import DAY_MS, Column, Feature, FeatureService, FeatureView, RequestFeature
 from schemas.churn import CANCELLATIONS, PREDICTIONS, PURCHASES, REQUESTS
 
@@ -79,5 +80,7 @@ CHURN = ModelSpec(
     name="churn", service=SERVICE, label="churned", labels=Absence(PURCHASES), label_delay_ms=HORIZON_MS, subject="customer_id",
     alerts_per_day=100, trees=100, depth=3, learning_rate=0.05, seed=0, baselines=("recency_s", "invoices_180d"),
     schedule=Schedule(CUSTOMER_PURCHASES, every_ms=7 * DAY_MS, active_ms=HORIZON_MS),
+    groups=(Bands("invoices_180d", (3, 10)), Bands("value_180d", (500,), Fairness())),
+    reasons=CHURN_REASONS,
 )
 USE_CASE = UseCase("churn", (CHURN,), (Emission(PURCHASES), Emission(CANCELLATIONS)))

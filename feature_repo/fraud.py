@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.models import DriftPolicy, Emission, ModelSpec, Outcomes, Slice, UseCase
+from feature_repo.models import Bands, DriftPolicy, Emission, Fairness, ModelSpec, Outcomes, Slice, UseCase
+from feature_repo.reason_codes import FRAUD_REASONS
 from feature_repo.rules import Rule
 from feature_repo.views import (
     DAY_MS,
@@ -116,5 +117,8 @@ FRAUD = ModelSpec(name="fraud", service=SERVICE, label="fraud", labels=Outcomes(
                       Rule("amount", 0, nullable=False), Rule("weekend", 0, 1, nullable=False), Rule("night", 0, 1, nullable=False),
                       *(Rule(f"terminal_fraud_ratio_{d}d", 0, 1) for d in DAYS)),
                   drift=DriftPolicy(age_ms=LABEL_DELAY_MS + DAY_MS, echo_ms=LABEL_DELAY_MS + 2 * DAY_MS, labelled_ms=4 * DAY_MS, slices=(
-                      Slice("night", lambda at_ms: at_ms % DAY_MS < 7 * HOUR_MS),)))
+                      Slice("night", lambda at_ms: at_ms % DAY_MS < 7 * HOUR_MS),)),
+                  groups=(Bands("amount", (20, 100)), Bands("terminal_count_24h", (5,)),
+                          # Of fresh cards. Their share of fraud is another one, so equal shares of alerts would be unfair to the others.
+                          Bands("card_count_30d", (30,), Fairness(parity_ratio=None))), reasons=FRAUD_REASONS)
 USE_CASE = UseCase("fraud", (FRAUD,), (Emission(OUTCOMES, LABEL_DELAY_MS, when="fraud"), Emission(TRANSACTIONS)))

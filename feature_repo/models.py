@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
 
 from feature_repo.rules import Rule
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureService, FeatureView
 
-__all__ = ["Absence", "DriftPolicy", "Emission", "ModelSpec", "Outcomes", "Schedule", "Slice", "UseCase"]
+__all__ = ["Absence", "Bands", "DriftPolicy", "Emission", "Fairness", "ModelSpec", "Outcomes", "ReasonCode", "Schedule", "Slice", "UseCase"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,47 @@ class Slice:
 
     name: str
     chosen: Callable[[int], bool]
+
+
+@dataclass(frozen=True)
+class ReasonCode:
+    """What is said where ``feature`` raised a score. A code is never given to another feature; words may be improved."""
+
+    feature: str
+    code: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Fairness:
+    """How alike a group and all other events must be treated; None: that is told, and not judged.
+
+    ``parity_ratio``: the share of its events that alert, over that of the others, lies between this and its inverse (0.8: the four-fifths
+    rule of the Uniform Guidelines on Employee Selection Procedures, 1978). ``tpr_gap``: of events with a true label, the shares that alert
+    differ by at most this (equal opportunity: Hardt, Price, Srebro 2016).
+    """
+
+    parity_ratio: float | None = 0.8
+    tpr_gap: float | None = 0.1
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Groups of scored events by the value of one feature: below the first edge, from each edge to the next; null is a group of its own.
+
+    In each a candidate must be as good as the champion; with ``fairness`` they must be treated alike, too.
+    """
+
+    feature: str
+    edges: tuple[float, ...]
+    fairness: Fairness | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Lowest band first, null last."""
+        texts = [f"{edge:g}" for edge in self.edges]
+        inner = [f"{self.feature} {low} to {high}" for low, high in pairwise(texts)]
+        return (f"{self.feature} below {texts[0]}", *inner, f"{self.feature} from {texts[-1]}", f"{self.feature} unknown")
 
 
 @dataclass(frozen=True)
@@ -101,7 +144,8 @@ class ModelSpec:
     entity that alerts are counted by; where a true one ``blocks`` it, it is not judged again. ``defaults`` fill the vector, by feature
     name, when the online store cannot be read (all else is null); they are chosen so that a degraded score leans on the event itself.
     ``baselines`` are the single features that a model has to beat; ``rules`` what must hold of training rows beyond what follows from
-    the views. Without ``drift`` it is not monitored.
+    the views. Without ``drift`` it is not monitored. ``groups`` are looked at one by one before a candidate is released; with
+    ``risk_class`` person it is released only when somebody has approved what the gates saw. ``reasons`` has a code for each feature.
     """
 
     name: str
@@ -121,6 +165,9 @@ class ModelSpec:
     defaults: tuple[tuple[str, float], ...] = ()
     rules: tuple[Rule, ...] = ()
     drift: DriftPolicy | None = None
+    groups: tuple[Bands, ...] = ()
+    reasons: tuple[ReasonCode, ...] = ()
+    risk_class: Literal["automatic", "person"] = "automatic"
 
     @property
     def subject_word(self) -> str:

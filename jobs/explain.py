@@ -10,11 +10,12 @@ from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from feature_repo.archive_table import ArchiveTable, open_archive
 from feature_repo.bundle import champion, load_bundle, read_bundle
-from feature_repo.contributions import contributions, margin
+from feature_repo.explainer import Explainer, fault_of, reasons_of
 from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order
 from feature_repo.layout import packer
 from feature_repo.manifest import MANIFEST_FILE, MODEL_FILE, sha256
@@ -34,7 +35,6 @@ from schemas.topics import SOURCES
 __all__ = ["MOST_EVENTS", "explain"]
 
 MOST_EVENTS = 100
-SCORE_TOLERANCE = 1e-5
 PATH_DEPENDENT = "exact TreeSHAP, path-dependent: log-odds against the mean over the training rows"
 HALF_AND_HALF = "exact TreeSHAP over even splits (this bundle has no row counts): log-odds"
 
@@ -70,6 +70,8 @@ def explain(settings: Settings, prediction_id: str, most_events: int = MOST_EVEN
     facts["model"], parts = _model(settings, spec, prediction, vector)
     facts["views"] = [_view(view, found, history, vector, most_events) for view in service.views]
     facts["request"] = _request(service, history.event, vector)
+    facts["reasons"] = [] if parts is None else msgspec.to_builtins(
+        reasons_of({code.feature: code for code in spec.reasons}, service.feature_names, prediction.features, parts))
     facts["features"] = _features(service, vector, parts, facts["views"])
     facts["outcome"] = _outcome(archive, spec, prediction, history)
     return facts
@@ -90,15 +92,14 @@ def _model(settings: Settings, spec: ModelSpec, prediction: Any, vector: Any) ->
         trees = read_trees(files[MODEL_FILE])
     except BundleError as error:
         return {**model, "fault": error.fact}, None
-    base, parts = contributions(trees, vector)
-    log_odds = margin(trees, vector)
-    score = 1 / (1 + math.exp(-log_odds))
-    if not abs(score - prediction.score) <= SCORE_TOLERANCE:
-        return {**model, "fault": f"the bundle scores this vector {score:.6f}, served was {prediction.score:.6f}"}, None
+    explained = Explainer(trees)(vector)
+    if (fault := fault_of(explained, prediction.score)) is not None:
+        return {**model, "fault": fault}, None
     return {**model, "bundle": str(folder), "manifest_sha256": sha256(files[MANIFEST_FILE]),
             "champion_now": champion(settings.models, spec.name) == folder, "label": manifest.label, "train": manifest.train,
             "test": manifest.test, "metrics": manifest.metrics.get("model", {}), "data": manifest.data, "git_commit": manifest.git_commit,
-            "contributions": PATH_DEPENDENT if trees.counted else HALF_AND_HALF, "base": base, "margin": log_odds}, parts
+            "contributions": PATH_DEPENDENT if trees.counted else HALF_AND_HALF, "base": explained.base,
+            "margin": explained.margin}, explained.parts
 
 
 def _view(view: FeatureView, found: Found, history: History, vector: Any, most_events: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Gates between a candidate and its release, cheap ones first; each leaves evidence. Pure: what they judge comes in as values.
 
-A gate says PASS, FAIL or INCONCLUSIVE. Only PASS lets a candidate on: what cannot be shown is not released.
+A gate says PASS, FAIL or INCONCLUSIVE. Only PASS lets a candidate on: what cannot be shown is not released. The last one, approval, says
+PASS or NEEDS_APPROVAL: a person is to look at what all others saw.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import msgspec
 from jobs.bootstrap import Interval
 from schemas.errors import FindingError
 
-__all__ = ["Evidence", "GateRules", "Outcome", "artifact", "cure", "data", "evidence_hash", "non_inferiority", "parity", "walk"]
+__all__ = ["Evidence", "GateRules", "Outcome", "approval", "artifact", "cure", "data", "evidence_hash", "non_inferiority", "parity", "walk"]
 
-Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE", "NEEDS_APPROVAL"]
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -31,11 +32,36 @@ class Evidence(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class GateRules:
-    """``margin``: how much of the champion's metric a candidate may lose and still be called no worse. ``positives``: clusters (cards)
-    that tell something (``Interval.telling``) below which an interval is not believed."""
+    """What each gate asks for. Bounds are missed with probability ``error``, over all questions of a gate together.
+
+    Parameters
+    ----------
+    margin
+        How much of the champion's metric a candidate may lose and still be called no worse.
+    positives
+        Clusters (cards) that tell something (``Interval.telling``) below which an interval is not believed.
+    slice_margin
+        As ``margin``, within one group.
+    every_slice
+        True: each group must be shown to be no worse; False: none may be shown to be worse.
+    slope, observed_to_expected
+        Calibration: the slope of the log-odds, and the share of true labels over the mean score, lie between this and its inverse.
+    miscalibration
+        How much of the champion's log loss a candidate may lose, more than the champion does, by being miscalibrated.
+    size_ratio, time_ratio
+        The bundle's bytes and the processor time of a recorded request, over the champion's.
+    """
 
     margin: float = 0.02
     positives: int = 30
+    error: float = 0.05
+    slice_margin: float = 0.10
+    every_slice: bool = False
+    slope: float = 0.5
+    observed_to_expected: float = 0.5
+    miscalibration: float = 0.05
+    size_ratio: float = 3.0
+    time_ratio: float = 3.0
 
 
 def walk(gates: Iterable[tuple[str, Callable[[], Evidence]]]) -> Iterator[Evidence]:
@@ -105,6 +131,14 @@ def cure(found: Interval, rules: GateRules) -> Evidence:
     if found.high <= 0:
         return Evidence("cure", "FAIL", f"{_words(found)}: not better", facts)
     return Evidence("cure", "INCONCLUSIVE", f"{_words(found)}: not shown to be better", facts)
+
+
+def approval(risk_class: Literal["automatic", "person"]) -> Evidence:
+    """What the policy says once all other gates are passed. An approval is bound to the hash of all evidence, this included."""
+    facts = {"risk_class": risk_class}
+    if risk_class == "automatic":
+        return Evidence("approval", "PASS", "risk class automatic: the gates decide", facts)
+    return Evidence("approval", "NEEDS_APPROVAL", f"risk class {risk_class}: somebody has to approve what the gates saw", facts)
 
 
 def _facts(found: Interval) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from jobs.train import TrainResult
 from schemas.errors import BundleError, JobError
 from schemas.settings import Settings
 
-__all__ = ["Registered", "find_registered", "make_live", "register"]
+__all__ = ["Registered", "find_registered", "make_live", "record_gates", "register"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,17 @@ def make_live(settings: Settings, name: str, version: str) -> Path:
     with tracking_client(settings) as client:
         set_aliases(client, name, version, live=True)
     return folder
+
+
+def record_gates(settings: Settings, name: str, version: str, tags: Mapping[str, str], files: Mapping[str, str]) -> None:
+    """What the gates said of a version: ``tags`` on it and on its run, ``files`` (name, text) among the run's artifacts."""
+    with tracking_client(settings) as client:
+        run_id = client.get_model_version(name, version).run_id
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+            client.set_tag(run_id, key, value)
+        for file, text in files.items():
+            client.log_text(run_id, text, file)
 
 
 @contextmanager

@@ -18,13 +18,17 @@ import msgspec
 import numpy as np
 
 from feature_repo.archive_table import read_file, write_file
-from feature_repo.bundle import load_bundle
+from feature_repo.bundle import Model, load_bundle
 from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS
 from jobs import gates
 from jobs.bootstrap import Interval, paired_bootstrap
+from jobs.calibration import calibration
 from jobs.checks import check_training_set
+from jobs.cost import cost, recorded
+from jobs.evidence import Verdict, keep
 from jobs.gates import Evidence, GateRules
+from jobs.groups import Judged, slices
 from jobs.lineage import lineage
 from jobs.parity import parity
 from jobs.registry import find_registered, register
@@ -60,20 +64,6 @@ class Asked:
     champion: Path
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """``version`` of the candidate, null where none was trained; ``passed`` says whether it may be released."""
-
-    retrain_id: str
-    model: str
-    at_ms: int
-    version: str | None
-    passed: bool
-    train: str
-    test: str
-    evidence: list[Evidence]
-    evidence_hash: str
-
-
 def periods(spec: ModelSpec, at_ms: int, plan: Plan, since_ms: int | None = None) -> tuple[Period, Period]:
     """The newest whole days whose labels are known at ``at_ms``: the last of them to be judged on, those before to learn from.
 
@@ -94,7 +84,7 @@ def retrain(settings: Settings, spec: ModelSpec, asked: Asked, plan: Plan, spark
     """
     path = verdict_path(settings, spec.name, asked.retrain_id)
     if (known := read_file(path)) is not None:
-        return msgspec.json.decode(known, type=Verdict)
+        return keep(settings, msgspec.json.decode(known, type=Verdict))
     run, seen = _Run(settings, spec, asked, plan, spark), []
     with lineage(settings, "retrain", asked.retrain_id) as told:
         told.reads_file(asked.champion, asked.champion.name)
@@ -105,10 +95,10 @@ def retrain(settings: Settings, spec: ModelSpec, asked: Asked, plan: Plan, spark
         verdict = Verdict(asked.retrain_id, spec.name, asked.at_ms, run.version, passed, str(run.train_period), str(run.test_period), seen,
                           gates.evidence_hash(seen))
         if (known := read_file(path)) is not None:  # another runner was given this retrain meanwhile, and came first
-            return msgspec.json.decode(known, type=Verdict)
+            return keep(settings, msgspec.json.decode(known, type=Verdict))
         write_file(path, msgspec.json.format(msgspec.json.encode(verdict), indent=1).decode())
         told.writes_file(path)
-    return verdict
+    return keep(settings, verdict)
 
 
 def verdict_path(settings: Settings, model: str, retrain_id: str) -> str:
@@ -124,6 +114,8 @@ class _Run:
         self._built: TrainingSet | None = None
         self._judged: Rows | None = None
         self._scores: Any = None
+        self._models: tuple[Model, Model] | None = None
+        self._folders: tuple[Path, Path] | None = None
         self.version: str | None = None
 
     def gates(self) -> Iterator[tuple[str, Callable[[], Evidence]]]:
@@ -133,6 +125,10 @@ class _Run:
         yield "quality", self._quality
         if self._asked.since_ms is not None:
             yield "cure", self._cure
+        yield "slices", self._slices
+        yield "calibration", self._calibration
+        yield "cost", self._cost
+        yield "approval", lambda: gates.approval(self._spec.risk_class)
 
     def _data(self) -> Evidence:
         spec, rules, span = self._spec, self._plan.gates, (self.train_period.start_ms, self.test_period.end_ms)
@@ -163,7 +159,9 @@ class _Run:
             return Evidence("artifact", "FAIL", str(error))
         self.version = model.version
         self._judged = labelled(self._rows(self.test_period.start_ms), "test", self.test_period)
-        self._scores = [each.score(self._judged.x) for each in (model, load_bundle(self._asked.champion, service, keys))]
+        self._models, self._folders = (model, load_bundle(self._asked.champion, service, keys)), (folder, self._asked.champion)
+        candidate, champion = self._models
+        self._scores = candidate.score(self._judged.x), champion.score(self._judged.x)
         return gates.artifact(model.version, model.manifest.files)
 
     def _train(self) -> TrainResult:
@@ -183,6 +181,24 @@ class _Run:
         if not 0 < self._judged.label[recent].sum() < recent.sum():
             return Evidence("cure", "INCONCLUSIVE", "no row of both classes since the drift has a label yet", {"rows": int(recent.sum())})
         return gates.cure(self._compare(recent), self._plan.gates)
+
+    def _slices(self) -> Evidence:
+        return slices(self._spec, self._both(), self._plan.gates)
+
+    def _calibration(self) -> Evidence:
+        return calibration(self._both(), self._plan.gates)
+
+    def _cost(self) -> Evidence:
+        assert self._models is not None
+        assert self._folders is not None
+        return cost(*self._models, self._folders, recorded(self._settings, self._spec), self._plan.gates)
+
+    def _both(self) -> Judged:
+        assert self._judged is not None
+        assert self._models is not None
+        member = np.unique(self._judged.card, return_inverse=True)[1]
+        first, second = (model.threshold for model in self._models)
+        return Judged(self._judged.label, member, self._judged.x, self._scores, (first, second))
 
     def _compare(self, rows: Any) -> Interval:
         assert self._judged is not None

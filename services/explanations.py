@@ -45,6 +45,8 @@ def summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if "model" in facts:
         lines += of_model(facts["model"])
+    lines += [("reason", f"{each['code']} {each['words']}: {number(each['value'])} ({each['feature']}, {signed(each['contribution'])})")
+              for each in facts.get("reasons", ())]
     if "outcome" in facts:
         lines.append(("outcome", outcome(facts["outcome"])))
     if "fault" in facts:

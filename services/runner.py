@@ -122,6 +122,8 @@ class Runner:
     def _outcome(self, request: RetrainRequest, verdict: Verdict) -> tuple[str, str]:
         last = verdict.evidence[-1]
         why = f"{last.gate}: {last.why}"
+        if verdict.needs_approval:  # no verdict on the cause: it stays open
+            return "inconclusive", f"{request.model}@{verdict.version} waits for approval of evidence {verdict.evidence_hash}"
         if not verdict.passed:
             return "inconclusive" if last.outcome == "INCONCLUSIVE" else "rejected", why
         if self._release(request, verdict):

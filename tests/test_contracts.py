@@ -18,6 +18,7 @@ from schemas.errors import ContractError
 from schemas.evaluations import EVALUATION
 from schemas.fraud import OUTCOME, TRANSACTION
 from schemas.monitoring import CONTROL
+from schemas.reasons import REASONS
 from schemas.records import DEAD_LETTER
 from schemas.releases import RELEASE
 from schemas.settings import Settings
@@ -25,7 +26,7 @@ from schemas.topics import PREDICTION_TOPICS, SOURCES, catalogue, sources
 
 GOOD = {"event_id": "e1", "event_time": 1_530_000_000_000, "card_id": "596", "terminal_id": "3156", "amount_minor": 5716}
 PUBLISHED = Path(schemas.__file__).parent / "published"
-CONTRACTS = (*SOURCES.values(), *PREDICTION_TOPICS.values(), DEAD_LETTER, EVALUATION, RELEASE, *CONTROL.values())
+CONTRACTS = (*SOURCES.values(), *PREDICTION_TOPICS.values(), DEAD_LETTER, EVALUATION, REASONS, RELEASE, *CONTROL.values())
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.type)

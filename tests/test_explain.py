@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 
 from feature_repo.archive_table import FOR_EVER, ArchiveTable, bronze_path, open_archive
-from feature_repo.fraud import SERVICE
+from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.oracle import feature_values
 from feature_repo.views import DAY_MS, FeatureView
 from jobs.explain import explain
 from schemas.errors import JobError
+from schemas.fraud import PREDICTION
 from schemas.settings import Settings
 from services.cli import main
+from services.explainers import Explainers
 from services.explanations import page, text
+from services.reasons import reasons_record
 from tests.log_world import Logged, World, degraded, hostile_world, serve
 from tests.small_model import promote_small_model
 
@@ -79,6 +83,18 @@ def test_the_events_told_give_every_served_value_exactly(told: tuple[World, Sett
             again = feature_values(view, used, facts["event_time"], current)
             assert np.array_equal(again, values(facts, view), equal_nan=True)
     assert {of_view["verdict"] for facts in every for of_view in facts["views"]} == {"exact", "in_flight"}
+
+
+def test_the_reasons_are_those_of_the_topic(told: tuple[World, Settings], first: list[dict[str, Any]]) -> None:
+    explainers, some = Explainers(told[1]), False
+    by_id = {p.prediction_id: p for p in (PREDICTION.decode(value) for value in reversed(told[0].predictions))}
+    for facts in first:
+        record = reasons_record(FRAUD, by_id[facts["prediction_id"]], explainers)
+        assert facts["reasons"] == msgspec.to_builtins(record.reasons)
+        assert all(f"{reason.code} {reason.words}" in text(facts) for reason in record.reasons)
+        assert all(f"{reason.code} {reason.words}" in html.unescape(page(facts)) for reason in record.reasons)
+        some |= bool(record.reasons)
+    assert some
 
 
 def test_what_was_late_or_in_flight_is_told_apart(told: tuple[World, Settings], every: list[dict[str, Any]]) -> None:

@@ -9,13 +9,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import deltalake
 import pytest
 
 from feature_repo.archive_table import bronze_path
 from feature_repo.bundle import champion
 from feature_repo.fraud import FRAUD
 from feature_repo.views import DAY_MS
-from jobs.registry import find_registered, make_live, register
+from jobs.evidence import evidence_path, evidence_table, gate_card, read_evidence
+from jobs.registry import find_registered, make_live, register, tracking_client
 from jobs.retraining import Asked, Plan, Verdict, periods, retrain, verdict_path
 from jobs.train import train
 from jobs.training_rows import EPOCH, Period
@@ -28,6 +30,7 @@ SPEC = dataclasses.replace(FRAUD, trees=30, depth=3)
 PER_DAY, CARDS, DAYS = 80, 400, 50
 CHANGE = 22
 PLAN = Plan(train_days=14, test_days=5)
+LAST = ["slices", "calibration", "cost", "approval"]
 
 
 def at(day: int) -> int:
@@ -113,18 +116,63 @@ def test_a_change_is_cured_by_a_candidate_that_is_better_since_then(home: Settin
     wanted = asked(home, "cured", 48, since=CHANGE)
     verdict = run(home, wanted, spark)
     assert [(each.gate, each.outcome) for each in verdict.evidence] == [
-        (gate, "PASS") for gate in ("data", "parity", "artifact", "quality", "cure")]
+        (gate, "PASS") for gate in ("data", "parity", "artifact", "quality", "cure", *LAST)]
     assert verdict.passed
-    assert verdict.evidence[-1].facts["low"] > 0.2
+    assert verdict.evidence[4].facts["low"] > 0.2
     assert run(home, wanted, spark) == verdict, "asked again, it is what it was"
     assert verdict.version is not None
+    assert_kept_once(home, verdict)
     live = champion(home.models, SPEC.name)
     make_live(home, SPEC.name, verdict.version)
     again = run(home, asked(home, "calendar", 48, since=None), spark)
     assert again.passed, "equal is no worse"
-    assert [each.gate for each in again.evidence] == ["data", "parity", "artifact", "quality"]
+    assert [each.gate for each in again.evidence] == ["data", "parity", "artifact", "quality", *LAST]
     assert live is not None
     make_live(home, SPEC.name, live.name)
+
+
+def assert_kept_once(home: Settings, verdict: Verdict) -> None:
+    """Beside the bundle, in Delta and in MLflow, each of which says the same hash."""
+    assert verdict.version is not None
+    assert read_evidence(home.models, verdict.model, verdict.version) == verdict
+    rows = deltalake.DeltaTable(evidence_table(home)).to_pyarrow_table().to_pylist()
+    own = sorted((row for row in rows if row["retrain_id"] == verdict.retrain_id), key=lambda row: row["number"])
+    assert [(row["gate"], row["outcome"], json.loads(row["facts"])) for row in own] == [
+        (each.gate, each.outcome, each.facts) for each in verdict.evidence]
+    assert {row["evidence_hash"] for row in own} == {verdict.evidence_hash}
+    with tracking_client(home) as client:
+        version = client.get_model_version(verdict.model, verdict.version)
+        assert version.tags["evidence_hash"] == client.get_run(version.run_id).data.tags["evidence_hash"] == verdict.evidence_hash
+        assert version.tags["gate.slices"] == "PASS"
+        assert {file.path for file in client.list_artifacts(version.run_id, "gates")} == {"gates/evidence.json", "gates/model_card.md"}
+    card = gate_card(verdict)
+    assert all(f"| {each.gate} | {each.outcome} |" in card for each in verdict.evidence)
+
+
+def test_what_needs_a_person_is_not_passed_and_its_approval_is_bound_to_all_evidence(home: Settings, spark: Any) -> None:
+    careful = dataclasses.replace(SPEC, risk_class="person")
+    verdict = retrain(home, careful, asked(home, "careful", 48, since=CHANGE), PLAN, spark, lambda _: None)
+    assert (verdict.passed, verdict.needs_approval) == (False, True)
+    assert verdict.version is not None
+    assert read_evidence(home.models, SPEC.name, verdict.version) == verdict
+    path = evidence_path(home.models, SPEC.name, verdict.version)
+    path.write_text(path.read_text().replace('"outcome": "NEEDS_APPROVAL"', '"outcome": "PASS"'))
+    with pytest.raises(BundleError, match="hash does not hold"):
+        read_evidence(home.models, SPEC.name, verdict.version)
+
+
+def test_a_run_that_died_before_its_evidence_was_kept_keeps_it_when_run_again(home: Settings, spark: Any,
+                                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = asked(home, "unkept", 48, since=None)
+
+    def down(*_: Any) -> None:
+        raise JobError("MLflow is down")
+
+    monkeypatch.setattr("jobs.evidence.record_gates", down)
+    with pytest.raises(JobError, match="down"):
+        run(home, wanted, spark)
+    monkeypatch.undo()
+    assert_kept_once(home, run(home, wanted, spark))
 
 
 def test_a_run_that_died_at_any_gate_is_run_again_and_trains_once(home: Settings, spark: Any, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from feature_repo.bundle import champion
 from feature_repo.fraud import FRAUD
+from jobs import gates
 from jobs.archive import bronze_path
 from jobs.registry import register, tracking_client
 from jobs.retraining import Plan, Verdict
@@ -108,6 +109,16 @@ def test_who_comes_second_makes_live_what_was_released_not_what_it_trained(kafka
     assert second._release(request, verdict)
     live: Any = champion(settings.models, FRAUD.name)
     assert live.name == "1", "as the chain says"
+
+
+def test_what_needs_approval_is_not_released_and_says_which_evidence_waits(tmp_path: Path) -> None:
+    own: Any = Runner(Settings(home=tmp_path, kafka="127.0.0.1:1"), "runner-1", Plan(), str)  # a release would ask the broker
+    evidence = [gates.parity(10, 0), gates.approval("person")]
+    verdict = Verdict("r1", FRAUD.name, 5, "2", False, "", "", evidence, gates.evidence_hash(evidence))
+    assert verdict.needs_approval
+    what, why = own._outcome(SimpleNamespace(model=FRAUD.name), verdict)
+    assert what == "inconclusive"
+    assert f"fraud@2 waits for approval of evidence {verdict.evidence_hash}" in why
 
 
 def test_a_sign_of_life_that_cannot_be_sent_does_not_end_those_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

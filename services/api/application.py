@@ -29,6 +29,7 @@ from services.api.openapi import describe
 from services.api.prediction_log import PredictionLog
 from services.api.problems import FieldFault, Problem, headers_of, problem_of
 from services.api.scoring import ScoreRoutes
+from services.explainers import Explainers
 
 __all__ = ["Application", "Serving"]
 
@@ -85,10 +86,11 @@ class Application:
         settings = self._settings
         with ThreadPoolExecutor(THREADS, "api") as executor:
             predictions = PredictionLog(self._kafka, settings.api / "spool", settings.api_spool_mb << 20)
-            lanes = {spec.name: Lane(settings, spec.name, predictions, self._metrics, executor) for spec in models(settings)}
+            explainers = Explainers(settings)
+            lanes = {spec.name: Lane(settings, spec.name, predictions, self._metrics, executor, explainers) for spec in models(settings)}
             for lane in lanes.values():
                 await lane.start()
-            routes = ScoreRoutes(lanes, predictions, self._metrics)
+            routes = ScoreRoutes(lanes, predictions, self._metrics, explainers, executor)
             ingest = Ingest(self._kafka, settings)
             lookups = Lookups(settings, self._kafka, lanes, executor)
             self._serving = Serving(lanes, predictions, self._metrics, routes, ingest, lookups, lambda: self.app)

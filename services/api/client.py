@@ -39,7 +39,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Prediction:
-    """``score`` is None before a model was released; ``degraded``: some history was missing."""
+    """``score`` is None before a model was released; ``degraded``: some history was missing. ``explanation``: where it was asked for."""
 
     prediction_id: str
     event_id: str
@@ -54,6 +54,7 @@ class Prediction:
     epoch: int | None
     service_hash: str
     fingerprint: str
+    explanation: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ class Client:
     def close(self) -> None:
         self._connection.close()
 
-    def score(self, event: Event, model: str | None = None) -> Prediction:
+    def score(self, event: Event, model: str | None = None, explain: bool = False) -> Prediction:
         """What an event would be scored with now; it is merged into its entities' histories for that, and published nowhere."""
-        return Prediction(**_known(Prediction, self._ask("POST", _path("/v1/score", model=model), event)))
+        path = _path("/v1/score", model=model, explain="true" if explain else None)
+        return Prediction(**_known(Prediction, self._ask("POST", path, event)))
 
     def score_batch(self, events: Iterable[Event], model: str | None = None) -> list[Prediction]:
         """All or none, in order; at most 256."""

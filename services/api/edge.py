@@ -34,7 +34,8 @@ OPEN = frozenset({"livez", "readyz", "startupz", "metrics", "version", "openapi.
 DEADLINE = b"headrace-deadline-ms"
 """Header with which a client asks for less time than is set."""
 PARAMETERS: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("score", "score:batch", "features", "predictions", "releases"), ("model",)),
+    **dict.fromkeys(("score:batch", "features", "predictions", "releases"), ("model",)),
+    "score": ("model", "explain"),
     **dict.fromkeys(("events", "outcomes"), ("source",))}
 HEARD_OUT_BYTES = 8 << 20
 """So much of a body that is too large is read and dropped before it is answered: hung up on, a client would not see the answer."""

@@ -13,13 +13,14 @@ from typing import Any
 from feature_repo.online import SetReader
 from schemas.admission import admit
 from schemas.contracts import HINTS
-from schemas.errors import ContractError, HeadraceError, RuntimeFault
+from schemas.errors import BundleError, ContractError, HeadraceError, RuntimeFault
 from schemas.settings import Settings
 from schemas.topics import SOURCES
 from services.api.batching import Batcher, Sizing
 from services.api.metrics import Metrics
 from services.api.prediction_log import PredictionLog
 from services.api.store import EventStore
+from services.explainers import Explainers
 from services.judge import Judge
 from services.scoring import NO_PLACE, Arrived, Scored
 
@@ -35,12 +36,13 @@ RECENT = 10_000
 class Lane:
     """Scores events of one model. ``start`` before anything else, within the event loop that it is to live in."""
 
-    def __init__(self, settings: Settings, model: str, predictions: PredictionLog, metrics: Metrics, executor: Executor) -> None:
+    def __init__(self, settings: Settings, model: str, predictions: PredictionLog, metrics: Metrics, executor: Executor,
+                 explainers: Explainers) -> None:
         assert settings.redis is not None
         self._loop, self._executor, self._settings = asyncio.get_running_loop(), executor, settings
         self.judge = Judge(settings, model)
         self.contract = SOURCES[self.judge.spec.service.source]
-        self._log, self._metrics, self._model = predictions, metrics, model
+        self._log, self._metrics, self._model, self._explainers = predictions, metrics, model, explainers
         reader = SetReader(settings.redis.get_secret_value(), settings.redis_timeout_ms, settings.partitions)
         self.store = EventStore(reader, lambda: self.judge.spec.service.views, settings.redis_timeout_ms / 1000, executor)
         self._batcher = Batcher(self.judge, self.store, self._write, Sizing(settings.api_batch, TARGET_S), self._scored)
@@ -51,6 +53,7 @@ class Lane:
         """Everything that takes long once is done when this returns."""
         await self._loop.run_in_executor(self._executor, self.judge.refresh, lambda: None)
         await self._loop.run_in_executor(self._executor, self.judge.warm_up)
+        await self._loop.run_in_executor(self._executor, self._prepare)
         await self.store.connect()
         self._following = self._loop.create_task(self._follow())
 
@@ -104,10 +107,21 @@ class Lane:
             await asyncio.sleep(REFRESH_EVERY_S)
             try:
                 await self._loop.run_in_executor(self._executor, self.judge.refresh, self._complete)
+                self._batcher.unpark()
+                await self._loop.run_in_executor(self._executor, self._prepare)
             except HeadraceError as error:
                 log.error("what is live cannot be seen: %s", error)
             finally:
                 self._batcher.unpark()
+
+    def _prepare(self) -> None:
+        """Have the live model's explainer ready before anybody asks for one."""
+        model = self.judge.model
+        if model is not None:
+            try:
+                self._explainers.of(model.name, model.version)
+            except BundleError as error:
+                log.error("the live model cannot be explained: %s", error)
 
     def _complete(self) -> None:
         try:

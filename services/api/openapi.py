@@ -40,6 +40,8 @@ PROBLEMS = {"400": "not JSON", "401": "no key, or a wrong one", "403": "the key 
             "408": "the body came too slowly", "409": "the id was used for another event", "413": "the body is too large",
             "415": "the body is no JSON", "422": "a field is missing or wrong", "429": "too many, or none can be logged; see Retry-After",
             "503": "overloaded, starting, or an engine does not answer; see Retry-After"}
+EXPLAIN = {"name": "explain", "in": "query", "required": False, "schema": {"type": "boolean"},
+           "description": "with the contributions of all features, and the reasons, in `explanation`"}
 VERSIONS = {
     "headrace-model": "model@version that scored", "headrace-epoch": "which release of it, or none",
     "headrace-service": "hash of the feature service", "headrace-fingerprint": "stands for all events that were seen",
@@ -66,7 +68,7 @@ def document(app: FastAPI, settings: Settings) -> dict[str, Any]:
     kinds = list(dict.fromkeys([*_records(asked), FeaturesAsked, *ANSWERS.values(), Problem]))
     _, components = msgspec.json.schema_components(kinds, ref_template=TEMPLATE)
     paths = found["paths"]
-    paths |= {"/v1/score": {"post": _bare("score", "Score one event")},
+    paths |= {"/v1/score": {"post": _bare("score", "Score one event", EXPLAIN)},
               "/v1/score:batch": {"post": _bare("score_batch", f"Score up to {BATCH_MOST} events, all or none")}}
     for path, methods in paths.items():
         for operation in methods.values():
@@ -112,12 +114,12 @@ def _complete(path: str, operation: dict[str, Any], asked: Mapping[str, Sequence
     operation["responses"] = {good: answer, **{status: {"$ref": f"#/components/responses/{status}"} for status in PROBLEMS}}
 
 
-def _bare(name: str, summary: str) -> dict[str, Any]:
+def _bare(name: str, summary: str, *more: dict[str, Any]) -> dict[str, Any]:
     whole = msgspec.json.schema(Annotated[int, Meta(ge=1, le=999_999)])
     return {"tags": ["score"], "summary": summary, "operationId": name, "parameters": [
         {"name": "model", "in": "query", "required": False, "schema": {"type": "string"}, "description": "default: the first model"},
         {"name": DEADLINE.decode(), "in": "header", "required": False, "schema": whole, "description": "after how long an answer is of no "
-         "use; at most what is set"}]}
+         "use; at most what is set"}, *more]}
 
 
 def declared() -> dict[str, Any]:

@@ -20,7 +20,8 @@ def register(subparsers: Subparsers) -> None:
     actions = group.add_subparsers(metavar="ACTION", required=True)
     parser = add_command(actions, "list", list_, example="headrace models list --json", help="all versions, and which is live")
     parser.add_argument("--model", help="only of this one (default: all that are on)")
-    parser = add_command(actions, "show", show_one, example="headrace models show fraud@3", help="one version's manifest and model card")
+    parser = add_command(actions, "show", show_one, example="headrace models show fraud@3",
+                         help="one version's manifest, model card and what its gates saw")
     parser.add_argument("version", metavar="MODEL@VERSION")
     parser = add_command(actions, "compare", compare, example="headrace models compare fraud@2 fraud@3",
                          help="what two versions were made from, and what each scored on its own test days")
@@ -41,15 +42,18 @@ def list_(arguments: argparse.Namespace) -> None:
 
 
 def show_one(arguments: argparse.Namespace) -> None:
+    import msgspec
+
     from feature_repo.manifest import CARD_FILE
+    from jobs.evidence import gate_card, read_evidence
     from schemas.settings import read_settings
 
     settings = read_settings()
     folder, manifest = _read(settings, arguments.version)
-    import msgspec
-
-    show(arguments, {**msgspec.to_builtins(manifest), "live": _live(settings, manifest.model) == manifest.version},
-         (folder / CARD_FILE).read_text())
+    seen = read_evidence(settings.models, manifest.model, manifest.version)
+    card = (folder / CARD_FILE).read_text() + ("" if seen is None else "\n" + gate_card(seen))
+    show(arguments, {**msgspec.to_builtins(manifest), "live": _live(settings, manifest.model) == manifest.version,
+                     "gates": None if seen is None else msgspec.to_builtins(seen)}, card)
 
 
 def compare(arguments: argparse.Namespace) -> None:
