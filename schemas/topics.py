@@ -10,10 +10,11 @@ from schemas.monitoring import ASKS, CONTROL, RUNS
 from schemas.records import DEAD_LETTER
 from schemas.releases import RELEASE, RELEASES
 from schemas.settings import Settings
+from schemas.shadow import SHADOW
 from schemas.use_cases import TRAFFIC
 
 __all__ = ["BROKER_MAX_BYTES", "DERIVED_MAX_BYTES", "ONE_PARTITION", "PREDICTION_TOPICS", "SOURCES", "VALID_DAYS", "Topic",
-           "answered_topic", "catalogue", "dead_letter_topic", "sources", "valid_topic"]
+           "answered_topic", "catalogue", "dead_letter_topic", "shadow_topic", "sources", "valid_topic"]
 
 SOURCES: dict[str, Contract] = {topic: contract for traffic in TRAFFIC for topic, contract in traffic.sources.items()}
 """What producers write in any use case, and the contract each is held to."""
@@ -40,6 +41,11 @@ def dead_letter_topic(source: str) -> str:
 def answered_topic(predictions: str) -> str:
     """Predictions made by request. Not ``predictions`` itself: there the last record of a partition says how far its scorer is."""
     return f"{predictions}.answered"
+
+
+def shadow_topic(predictions: str) -> str:
+    """What versions that decide nothing say of those predictions."""
+    return f"{predictions}.shadow"
 
 
 def sources(settings: Settings) -> dict[str, Contract]:
@@ -84,6 +90,7 @@ def catalogue(settings: Settings) -> list[Topic]:
             continue
         topics += [topic(name, contract, 30, True) for predictions, contract in traffic.predictions.items()
                    for name in (predictions, answered_topic(predictions))]
+        topics += [topic(shadow_topic(predictions), SHADOW, 30, True) for predictions in traffic.predictions]
         for source, contract in traffic.sources.items():
             topics += [
                 topic(source, contract, 30, True, BROKER_MAX_BYTES),

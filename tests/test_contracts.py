@@ -21,11 +21,12 @@ from schemas.monitoring import CONTROL
 from schemas.records import DEAD_LETTER
 from schemas.releases import RELEASE
 from schemas.settings import Settings
+from schemas.shadow import SHADOW
 from schemas.topics import PREDICTION_TOPICS, SOURCES, catalogue, sources
 
 GOOD = {"event_id": "e1", "event_time": 1_530_000_000_000, "card_id": "596", "terminal_id": "3156", "amount_minor": 5716}
 PUBLISHED = Path(schemas.__file__).parent / "published"
-CONTRACTS = (*SOURCES.values(), *PREDICTION_TOPICS.values(), DEAD_LETTER, EVALUATION, RELEASE, *CONTROL.values())
+CONTRACTS = (*SOURCES.values(), *PREDICTION_TOPICS.values(), DEAD_LETTER, EVALUATION, SHADOW, RELEASE, *CONTROL.values())
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.type)

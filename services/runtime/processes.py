@@ -21,6 +21,7 @@ COMMANDS = {
     "worker": (sys.executable, "-m", "faust", "--loop=uvloop", "-A", "streams.app", "worker", "-l", "info", "--without-web"),
     "loop": (sys.executable, "-m", "faust", "--loop=uvloop", "-A", "streams.loop", "worker", "-l", "info", "--without-web"),
     "scorer": (sys.executable, "-m", "services.scorer"),
+    "shadow": (sys.executable, "-m", "services.shadow"),
     "compactor": (sys.executable, "-m", "services.compactor"),
     "runner": (sys.executable, "-m", "services.runner"),
     "api": (sys.executable, "-m", "services.api"),
@@ -30,14 +31,16 @@ ROLES = tuple(COMMANDS)
 
 def own_processes(settings: Settings, at: Endpoints, roles: Sequence[str] = ROLES) -> list[Process]:
     """The processes of ``roles``: ``settings.workers`` workers (worker-1, worker-2, ...), the loop where something
-    is to be joined or watched, a scorer of each model that is on, a compactor where a view has something to compact, a runner of retrains
-    where a model is watched, and the HTTP API."""
+    is to be joined or watched, a scorer of each model that is on and its shadow, a compactor where a view has something to compact,
+    a runner of retrains where a model is watched, and the HTTP API."""
     wanted = models(settings)
     may_fold = (*fed_views(settings), *(view for case in declared(settings) for view in case.views))
     commands = {
         "worker": {f"worker-{number}": COMMANDS["worker"] for number in range(1, settings.workers + 1)},
         "loop": {"loop": COMMANDS["loop"]} if any(spec.drift or isinstance(spec.labels, Outcomes) for spec in wanted) else {},
         "scorer": {"scorer" if len(wanted) == 1 else f"scorer-{spec.name}": (*COMMANDS["scorer"], "--model", spec.name)
+                   for spec in wanted},
+        "shadow": {"shadow" if len(wanted) == 1 else f"shadow-{spec.name}": (*COMMANDS["shadow"], "--model", spec.name)
                    for spec in wanted},
         "compactor": {"compactor": COMMANDS["compactor"]} if any(view.hops for view in may_fold) else {},
         "runner": {"runner": COMMANDS["runner"]} if any(spec.drift for spec in wanted) else {},
