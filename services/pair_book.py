@@ -10,7 +10,7 @@ from schemas.shadow import ShadowScore
 
 __all__ = ["PairBook", "Told"]
 
-MOST_EARLY = 500_000
+MOST_EARLY = 200_000
 """Evaluations that wait for a pair, at most: a shadow that is slower than labels are is waited for this long."""
 
 
@@ -25,7 +25,7 @@ class Told:
 
 
 class PairBook:
-    """Of the pairs that are ``wanted``, each once. Evaluations of predictions whose pairs were read and are not wanted are forgotten.
+    """Of the pairs of one shadow that are ``wanted``, each once. Evaluations of other predictions that it has passed are forgotten.
 
     ``age_ms``: after which a label counts; what is told later changes nothing, so that all pairs are judged at the same age.
     """

@@ -29,6 +29,7 @@ from schemas.settings import Settings, read_settings
 from schemas.shadow import SHADOW, ShadowScore
 from schemas.topics import shadow_topic
 from services.release_log import ReleaseLog
+from services.reverse_shadow import judging
 from services.shadow_list import NOBODY, Watched, maturity_ms, watched
 from services.shadow_place import Place, committed, last_written, shadow_group, to_commit
 from services.shadow_scores import paired, prediction_decoder, scored_pairs
@@ -52,16 +53,16 @@ class Shadow:
             raise SettingsError("a shadow needs HEADRACE_KAFKA", hint="`headrace up` starts it with that set")
         self._settings, self._kafka = settings, settings.kafka
         self._definitions = read_registry(settings).epoch
-        self._spec = find_model(settings, model)
-        self._source = self._spec.service.predictions
-        self._topic, self._decode = shadow_topic(self._source), prediction_decoder(self._spec).decode
+        self.spec = find_model(settings, model)
+        self._source = self.spec.service.predictions
+        self._topic, self._decode = shadow_topic(self._source), prediction_decoder(self.spec).decode
         self._releases = ReleaseLog(settings.kafka)
         self._watched: dict[int, Watched] = {}
         self._models: dict[str, Model | None] = {}
         self.stopping = threading.Event()
         self._publisher = Publisher(settings.kafka, self.stopping.is_set)
         self._consumer = Consumer({
-            "bootstrap.servers": settings.kafka, "group.id": shadow_group(self._spec.name), "enable.auto.commit": False,
+            "bootstrap.servers": settings.kafka, "group.id": shadow_group(self.spec.name), "enable.auto.commit": False,
             "auto.offset.reset": "earliest", "session.timeout.ms": 6000, "heartbeat.interval.ms": 1000,
             "queued.max.messages.kbytes": 8192, "partition.assignment.strategy": "range",
         })
@@ -101,7 +102,7 @@ class Shadow:
         self._releases.poll()
         try:
             if (epoch := read_registry(self._settings).epoch) != self._definitions:
-                self._definitions, self._spec, self._models = epoch, find_model(self._settings, self._spec.name), {}
+                self._definitions, self.spec, self._models = epoch, find_model(self._settings, self.spec.name), {}
         except DefinitionError as error:
             log.error("definitions refused, those before them stay: %s", error)
 
@@ -149,7 +150,7 @@ class Shadow:
             prediction = self._decode(message.value() or b"")
         except (msgspec.DecodeError, UnicodeDecodeError):  # not one of ours
             return None
-        if not paired(prediction, self._spec):
+        if not paired(prediction, self.spec):
             return None
         versions = self._of_epoch(prediction.epoch).versions(prediction.arrival_ms, prediction.model_version)
         if offset == written:
@@ -158,22 +159,22 @@ class Shadow:
 
     def _of_epoch(self, epoch: int) -> Watched:
         if epoch not in self._watched:
-            history = self._releases.chain.history(self._spec.name)
+            history = self._releases.chain.history(self.spec.name)
             if epoch > len(history):
-                history = self._releases.catch_up().history(self._spec.name)
+                history = self._releases.catch_up().history(self.spec.name)
             if epoch > len(history):
                 log.warning("no release is epoch=%d, which a prediction names", epoch)
                 return NOBODY
-            self._watched[epoch] = watched(history, epoch, maturity_ms(self._spec))
+            self._watched[epoch] = watched(history, epoch, maturity_ms(self.spec))
             self._models = {version: model for version, model in self._models.items() if model is not None}
         return self._watched[epoch]
 
     def _model(self, version: str) -> Model | None:
         if version not in self._models:
             try:
-                folder = bundle_folder(self._settings.models, self._spec.name, version)
-                self._models[version] = load_bundle(folder, self._spec.service, self._settings.key_folder)
-                log.info("shadowing with model=%s version=%s", self._spec.name, version)
+                folder = bundle_folder(self._settings.models, self.spec.name, version)
+                self._models[version] = load_bundle(folder, self.spec.service, self._settings.key_folder)
+                log.info("shadowing with model=%s version=%s", self.spec.name, version)
             except BundleError as error:
                 self._models[version] = None
                 log.error("bundle refused, no shadow: %s", error)
@@ -246,7 +247,8 @@ def main() -> int:
     shadow = Shadow(settings, arguments.model)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: shadow.stopping.set())
-    shadow.run()
+    with judging(settings, shadow.spec, shadow.stopping):
+        shadow.run()
     return 0
 
 
