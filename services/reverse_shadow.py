@@ -22,14 +22,14 @@ from feature_repo.models import ModelSpec, Outcomes
 from feature_repo.wire import Wire
 from schemas.errors import ContractError, HeadraceError, SettingsError
 from schemas.evaluations import EVALUATION, EVALUATIONS
-from schemas.releases import ROLLBACK, Release
+from schemas.releases import Release
 from schemas.settings import Settings
 from schemas.shadow import SHADOW, ShadowScore
 from schemas.topics import shadow_topic
 from services.pair_book import PairBook
 from services.paired import ALPHA, Trial, confidence, should_roll_back
 from services.release_log import ReleaseLog
-from services.shadow_list import maturity_ms, trial
+from services.shadow_list import TAKEN_BACK, evidence_path, maturity_ms, trial
 from services.shadow_report import decided
 from services.topic_tail import TopicTail
 
@@ -37,7 +37,6 @@ __all__ = ["ReverseShadow", "judging"]
 
 log = logging.getLogger("shadow")
 LOOK_EVERY_S, TRY_EVERY_S = 2.0, 30.0
-OWN = f"{ROLLBACK}reverse-shadow:"
 
 
 @contextmanager
@@ -162,11 +161,12 @@ class ReverseShadow:
         facts = self._facts(begun, found)
         text = msgspec.json.encode(facts, order="deterministic")
         evidence = hashlib.sha256(text).hexdigest()
-        write_file(f"{self._settings.tables}/rollbacks/{begun.model}/{evidence[:16]}.json", text.decode())
+        write_file(evidence_path(self._settings, begun.model, evidence), text.decode())
         why = (f"version {begun.champion} is worse than {begun.previous}, which it replaced: wrong on {facts['wrong']} of "
                f"{facts['subjects']} where they first disagreed; e-value {found.e_value:.0f}, {1 / self._alpha:.0f} suffice")
-        release = self._releases.release(f"{OWN}{begun.model}:{begun.epoch}", begun.model, begun.previous, found.last_ms + self._age_ms,
-                                         why, "reverse shadow", evidence, instead_of=begun.champion)
+        name, at_ms = f"{TAKEN_BACK}{begun.model}:{begun.epoch}", found.last_ms + self._age_ms
+        release = self._releases.release(name, begun.model, begun.previous, at_ms, why, "reverse shadow", evidence,
+                                         instead_of=begun.champion)
         if release is not None:
             log.warning("rolled back to version=%s epoch=%d: %s", release.champion, release.epoch, release.why)
             live = self._releases.chain.current(begun.model)
@@ -183,7 +183,7 @@ class ReverseShadow:
 
     def _follow(self, live: Release) -> None:
         """Pointer and MLflow say what the chain says where its last word is ours; once a life, for the one before may have died before."""
-        if live.release_id.startswith(OWN) and self._followed != live.release_id:
+        if live.release_id.startswith(TAKEN_BACK) and self._followed != live.release_id:
             from jobs.registry import make_live  # loads mlflow, which is seldom needed
 
             make_live(self._settings, live.model, live.champion)

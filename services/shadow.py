@@ -88,8 +88,8 @@ class Shadow:
         self._look()
         messages = self._fetch()
         if messages:
-            self._score(messages)
-            if self._settings.time == "live":
+            scored = self._score(messages)
+            if scored and self._settings.time == "live":  # where nobody is in shadow there is nothing to drop
                 self._keep_up()
         if time.monotonic() >= self._next_commit:
             self._commit(wait=False)
@@ -113,8 +113,8 @@ class Shadow:
         more = self._consumer.consume(BATCH - 1, 0)
         return [first, *more] if turn == self._turns else more  # after a rebalance the first is somebody else's, or comes again
 
-    def _score(self, messages: Sequence[Any]) -> None:
-        """Write the pairs of ``messages`` and wait until they are acknowledged; only then they count as read."""
+    def _score(self, messages: Sequence[Any]) -> bool:
+        """Write the pairs of ``messages`` and wait until they are acknowledged; only then they count as read. Whether there were any."""
         origins, predictions, wanted = [], [], []
         read: dict[int, int] = {}
         for message in messages:
@@ -140,6 +140,7 @@ class Shadow:
         for partition, offset in read.items():
             self._places[partition] = Place(offset, self._places[partition].dropped)
             self._moved.add(partition)
+        return bool(origins)
 
     def _wanted(self, message: Any, partition: int, offset: int) -> tuple[Any, tuple[str, ...]] | None:
         """The prediction and the versions that are to score it and, by a life before, have not; None where there are none."""

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 
 from feature_repo.models import ModelSpec
 from schemas.releases import ROLLBACK, Release
+from schemas.settings import Settings
 
-__all__ = ["NOBODY", "Watched", "maturity_ms", "trial", "watched"]
+__all__ = ["NOBODY", "TAKEN_BACK", "Watched", "evidence_path", "maturity_ms", "trial", "watched"]
+
+TAKEN_BACK = f"{ROLLBACK}reverse-shadow:"
+"""So the id of a release begins that a reverse shadow made."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ NOBODY = Watched()
 def maturity_ms(spec: ModelSpec) -> int:
     """The age at which a prediction's label counts as known, as the monitors have it; without them the label delay."""
     return spec.drift.age_ms if spec.drift is not None else spec.label_delay_ms
+
+
+def evidence_path(settings: Settings, model: str, evidence: str) -> str:
+    """Where it lies on what a reverse shadow took a release back; ``evidence`` is the sha256 of the file."""
+    return f"{settings.tables}/rollbacks/{model}/{evidence[:16]}.json"
 
 
 def trial(history: Sequence[Release], epoch: int) -> Release | None:

@@ -176,7 +176,8 @@ def test_status_sees_who_has_fallen_behind(running: tuple[Runtime, Path, Sent]) 
         return {group.group: (group.lag_events, group.lag_s) for group in groups if group.group != GROUP}
 
     eventually(lambda: lag() == {f"applied:{CARD_SPEND.versioned_name}": (0, 0.0), f"applied:{TERMINAL_ACTIVITY.versioned_name}": (0, 0.0),
-                                 f"applied:{TERMINAL_RISK.versioned_name}": (0, 0.0), "scored:fraud": (8, 7.0)})
+                                 f"applied:{TERMINAL_RISK.versioned_name}": (0, 0.0), "scored:fraud": (8, 7.0),
+                                 shadow_group("fraud"): (0, 0.0)})
     runtime.release("scorer")
     eventually(lambda: set(lag().values()) == {(0, 0.0)})
 

@@ -32,9 +32,9 @@ from services.ledger import end_offsets
 from services.publisher import Publisher
 from services.release_log import ReleaseLog
 from services.releasing import read_chain
-from services.reverse_shadow import OWN, ReverseShadow
+from services.reverse_shadow import ReverseShadow
 from services.runtime.embedded import Runtime
-from services.shadow_list import maturity_ms
+from services.shadow_list import TAKEN_BACK, maturity_ms
 from tests.deadline import eventually
 from tests.rollback_faults import POINTS, die, look_once
 from tests.shadow_world import PARTITIONS, START_MS
@@ -186,7 +186,7 @@ class Bench:
     def one_answer(self, version: str, rolled_back: int) -> None:
         found = history(self._runtime.kafka)
         assert found[-1].champion == version
-        assert len([each for each in found if each.release_id.startswith(OWN)]) == rolled_back
+        assert len([each for each in found if each.release_id.startswith(TAKEN_BACK)]) == rolled_back
         live = champion(self.settings.models, FRAUD.name)
         assert live is not None
         assert live.name == version
@@ -194,10 +194,12 @@ class Bench:
             assert str(client.get_registered_model(FRAUD.name).aliases["champion"]) == version
 
 
-def test_killed_at_every_point_of_a_rollback_there_is_one_answer(tmp_path: Path) -> None:
+def test_killed_at_every_point_of_a_rollback_there_is_one_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
     settings = Settings(home=tmp_path, time="replay")
     assert [register_small_model(settings) for _ in range(2)] == ["1", "2"]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.rollback_faults", "jobs.registry"])
     with Runtime(settings, roles=()) as runtime:
         bench = Bench(runtime, settings)
         for point in range(POINTS):
@@ -210,6 +212,15 @@ def test_killed_at_every_point_of_a_rollback_there_is_one_answer(tmp_path: Path)
             bench.look()
             bench.one_answer("1", point + 1)
             assert bench.look() is None, "after a rollback there is nothing to judge"
+
+        for name, value in (("HOME", tmp_path), ("KAFKA", runtime.kafka), ("REDIS", runtime.redis)):
+            monkeypatch.setenv(f"HEADRACE_{name}", str(value))
+        capsys.readouterr()
+        for matches, damage in ((True, ""), (False, " ")):
+            for file in (tmp_path / "tables" / "rollbacks" / "fraud").iterdir():
+                file.write_text(file.read_text() + damage)
+            assert main(["why", "fraud@3", "--json"]) == 0, capsys.readouterr().err
+            assert f'"matches": {str(matches).lower()}' in capsys.readouterr().out
 
         # Several judges at once, and a person who does the same: one of them wins, for everybody.
         bench.trial(START_MS + 800 * DAY_MS, "1", "2")
@@ -236,6 +247,6 @@ def test_killed_at_every_point_of_a_rollback_there_is_one_answer(tmp_path: Path)
         bench.trial(START_MS + 1_100 * DAY_MS, "1", "2")
         log.release(f"{ROLLBACK}person", FRAUD.name, "1", START_MS + 1_101 * DAY_MS, "", "person")
         assert bench.look() is None
-        assert len([each for each in history(runtime.kafka) if each.release_id.startswith(OWN)]) == 9
+        assert len([each for each in history(runtime.kafka) if each.release_id.startswith(TAKEN_BACK)]) == 9
         log.close()
 
