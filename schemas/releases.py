@@ -27,7 +27,8 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``release_id`` is derived from what caused it, so that a writer that died knows its own record again. ``follows`` is the offset of
     the model's last record that counted, -1 for the first; ``evidence`` the hash of what its gates saw (null: a person decided);
-    ``at_ms`` stream time. While ``paused`` only a person releases.
+    ``at_ms`` stream time. While ``paused`` only a person releases. ``shadows`` are versions that score beside the champion and decide
+    nothing.
     """
 
     release_id: Id
@@ -41,6 +42,7 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     at_ms: TimeMs
     evidence: str | None = None
     paused: bool = False
+    shadows: list[Id] = []
 
 
 RELEASE = Contract("release", 1, Release, "headrace", "model", "full", frozenset(), "A model's champion from an epoch on.")

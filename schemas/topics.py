@@ -11,10 +11,11 @@ from schemas.reasons import REASONS
 from schemas.records import DEAD_LETTER
 from schemas.releases import RELEASE, RELEASES
 from schemas.settings import Settings
+from schemas.shadow import SHADOW
 from schemas.use_cases import TRAFFIC
 
 __all__ = ["BROKER_MAX_BYTES", "DERIVED_MAX_BYTES", "ONE_PARTITION", "PREDICTION_TOPICS", "SOURCES", "VALID_DAYS", "Topic",
-           "answered_topic", "catalogue", "dead_letter_topic", "reasons_topic", "sources", "valid_topic"]
+           "answered_topic", "catalogue", "dead_letter_topic", "reasons_topic", "shadow_topic", "sources", "valid_topic"]
 
 SOURCES: dict[str, Contract] = {topic: contract for traffic in TRAFFIC for topic, contract in traffic.sources.items()}
 """What producers write in any use case, and the contract each is held to."""
@@ -46,6 +47,11 @@ def answered_topic(predictions: str) -> str:
 def reasons_topic(predictions: str) -> str:
     """The reasons of its alerts."""
     return f"{predictions}.reasons"
+
+
+def shadow_topic(predictions: str) -> str:
+    """What versions that decide nothing say of those predictions."""
+    return f"{predictions}.shadow"
 
 
 def sources(settings: Settings) -> dict[str, Contract]:
@@ -91,6 +97,7 @@ def catalogue(settings: Settings) -> list[Topic]:
         topics += [topic(name, contract, 30, True) for predictions, contract in traffic.predictions.items()
                    for name in (predictions, answered_topic(predictions))]
         topics += [topic(reasons_topic(predictions), REASONS, 30, True) for predictions in traffic.predictions]
+        topics += [topic(shadow_topic(predictions), SHADOW, 30, True) for predictions in traffic.predictions]
         for source, contract in traffic.sources.items():
             topics += [
                 topic(source, contract, 30, True, BROKER_MAX_BYTES),

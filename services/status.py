@@ -20,6 +20,7 @@ from services.releasing import live_bundle, read_chain
 from services.runtime.endpoints import Endpoints
 from services.scoring import scorer_group
 from services.set_memory import SetMemory, set_memory
+from services.shadow_place import read_dropped, shadow_group
 
 __all__ = ["Group", "Status", "read_status"]
 
@@ -40,10 +41,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Status:
+    """``shadow_dropped``: model -> predictions that its shadow skipped, of all time, because it was too far behind."""
+
     groups: list[Group]
     predictions: int
     dead_letters: dict[str, int]
     model: str | None
+    shadow_dropped: dict[str, int]
     redis_mb: float
     redis_keys: int
     sets: list[SetMemory]
@@ -63,6 +67,8 @@ def read_status(settings: Settings, at: Endpoints, interval_s: float = 1.0) -> S
     try:
         before = {source: progress.groups(source) for source in sources(settings)}
         looped = _committed(at.kafka, LOOP, loop_topics(settings))
+        shadows = {group: _committed(at.kafka, group, [spec.service.predictions])
+                   for spec in models(settings) for group in (shadow_group(spec.name),)}
         threading.Event().wait(interval_s)
         groups: list[Group] = []
         for source in before:
@@ -73,7 +79,10 @@ def read_status(settings: Settings, at: Endpoints, interval_s: float = 1.0) -> S
                 left = {p: (max(low, position.get(p, 0)), high) for p, (low, high) in end_offsets(at.kafka, reads).items()}
                 groups.append(Group(name, reads, sum(high - low for low, high in left.values()),
                                     _lag_s(at.kafka, reads, left), round(done / interval_s, 1)))
-        groups += _loop(at.kafka, looped, interval_s)
+        groups += _moved(at.kafka, LOOP, looped, interval_s)
+        for group, shadowed in shadows.items():
+            if any(shadowed.values()):  # it has begun
+                groups += _moved(at.kafka, group, shadowed, interval_s)
         memory = wire.call("INFO", "memory")
         text = memory.decode() if isinstance(memory, bytes) else str(memory)
         used = int(next(line.split(":")[1] for line in text.splitlines() if line.startswith("used_memory:")))
@@ -86,19 +95,19 @@ def read_status(settings: Settings, at: Endpoints, interval_s: float = 1.0) -> S
     live = [bundle[0] for spec in models(settings) if (bundle := live_bundle(settings.models, spec.name, chain)) is not None]
     return Status(groups, sum(_count(at.kafka, service.predictions) for service in services(settings)),
                   {source: _count(at.kafka, dead_letter_topic(source)) for source in before},
-                  ", ".join(f"{folder.parent.name} {folder.name}" for folder in live) or None, round(used / 2**20, 1), keys, sets)
+                  ", ".join(f"{folder.parent.name} {folder.name}" for folder in live) or None,
+                  {spec.name: read_dropped(at.kafka, spec.name, spec.service.predictions, range(settings.partitions))
+                   for spec in models(settings)}, round(used / 2**20, 1), keys, sets)
 
 
-def _loop(kafka: str, before: dict[str, dict[int, int]], interval_s: float) -> list[Group]:
-    """How far the loop is in each topic that it reads, by what it commits, once a second; where it has read nothing, all is left."""
-    from streams.loop import GROUP as LOOP
-
-    found, now = [], _committed(kafka, LOOP, list(before))
+def _moved(kafka: str, group: str, before: dict[str, dict[int, int]], interval_s: float) -> list[Group]:
+    """How far ``group`` is in each topic that it reads, by what it commits, once a second; where it has read nothing, all is left."""
+    found, now = [], _committed(kafka, group, list(before))
     for topic, was in before.items():
         position = now[topic]
         left = {p: (max(low, position.get(p, 0)), high) for p, (low, high) in end_offsets(kafka, topic).items()}
         done = sum(position.values()) - sum(was.values())
-        found.append(Group(LOOP, topic, sum(high - low for low, high in left.values()), _lag_s(kafka, topic, left),
+        found.append(Group(group, topic, sum(high - low for low, high in left.values()), _lag_s(kafka, topic, left),
                            round(done / interval_s, 1)))
     return found
 

@@ -16,6 +16,8 @@ from jobs.registry import register
 from jobs.train import TrainResult
 from schemas.settings import Settings
 
+Learnt = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
+
 
 def promote_small_model(models: Path, version: str = "1", **told: Any) -> Model:
     """Train, write and promote a model in ``models``. Returns it as it is loaded; ``told`` replaces what its manifest says."""
@@ -32,22 +34,24 @@ def write_small_model(models: Path, version: str, service: FeatureService, **tol
     return folder
 
 
-def register_small_model(settings: Settings) -> str:
+def register_small_model(settings: Settings, learnt: Learnt | None = None) -> str:
     """The version that it was registered as; it is not live."""
     figures = {"rows": 400, "positives": 100, "auc": 0.5, "average_precision": 0.25, "card_precision_100": 0.0,
                "alerted_cards_per_day": 0.0}
-    result = small_result(SERVICE, metrics={"model": figures}, parameters={"n_estimators": FRAUD.trees, "max_depth": FRAUD.depth,
+    result = small_result(SERVICE, learnt, metrics={"model": figures}, parameters={"n_estimators": FRAUD.trees, "max_depth": FRAUD.depth,
                                                                            "learning_rate": FRAUD.learning_rate},
                           data={"train_rows": 400, "train_positives": 100})
     return register(settings, result, promote_first=False).version
 
 
-def small_result(service: FeatureService, **told: Any) -> TrainResult:
-    """Of a training on noise; a fifth of what it was trained on was null."""
+def small_result(service: FeatureService, learnt: Learnt | None = None, **told: Any) -> TrainResult:
+    """Of a training on ``learnt``, rows and their labels; else on noise, a fifth of which is null."""
     rng, width = np.random.default_rng(7), len(service.feature_names)
     rows = rng.normal(10, 10, size=(400, width))
     rows[rng.random(rows.shape) < 0.2] = np.nan
     label = (np.nan_to_num(rows[:, 0]) + np.nan_to_num(rows[:, 3]) > 20).astype(int)
+    if learnt is not None:
+        rows, label = learnt
     onnx = to_onnx(fit_local(FRAUD, rows.astype(np.float32), label), width, FRAUD.name)
     golden = Golden([[None if np.isnan(x) else float(x) for x in row] for row in rows[:8]], Scorer(onnx)(rows[:8]).tolist())
     manifest = Manifest(model=FRAUD.name, version="", service=service.name, service_hash=service.definition_hash, views={},

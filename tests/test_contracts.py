@@ -22,11 +22,12 @@ from schemas.reasons import REASONS
 from schemas.records import DEAD_LETTER
 from schemas.releases import RELEASE
 from schemas.settings import Settings
+from schemas.shadow import SHADOW
 from schemas.topics import PREDICTION_TOPICS, SOURCES, catalogue, sources
 
 GOOD = {"event_id": "e1", "event_time": 1_530_000_000_000, "card_id": "596", "terminal_id": "3156", "amount_minor": 5716}
 PUBLISHED = Path(schemas.__file__).parent / "published"
-CONTRACTS = (*SOURCES.values(), *PREDICTION_TOPICS.values(), DEAD_LETTER, EVALUATION, REASONS, RELEASE, *CONTROL.values())
+CONTRACTS = (*SOURCES.values(), *PREDICTION_TOPICS.values(), DEAD_LETTER, EVALUATION, REASONS, SHADOW, RELEASE, *CONTROL.values())
 
 
 @pytest.mark.parametrize("contract", CONTRACTS, ids=lambda c: c.type)

@@ -22,6 +22,7 @@ from feature_repo.views import FeatureView
 from schemas.fraud import Transaction
 from schemas.settings import Settings
 from services.runtime.embedded import Runtime
+from services.shadow_place import shadow_group
 from services.status import read_status
 from streams.loop import GROUP
 from tests.deadline import eventually
@@ -148,6 +149,7 @@ def test_status_tells_processes_lag_model_and_counts(running: tuple[Runtime, Pat
     assert {key: lag for key, lag in groups.items() if key[0] != GROUP} == {
         (f"applied:{CARD_SPEND.versioned_name}", "transactions"): 0, (f"applied:{TERMINAL_ACTIVITY.versioned_name}", "transactions"): 0,
         (f"applied:{TERMINAL_RISK.versioned_name}", "outcomes"): 0, ("scored:fraud", "transactions.valid"): 0,
+        (shadow_group("fraud"), "predictions"): 0,
     }
     assert (status["predictions"], status["dead_letters"]) == (EVENTS, {"transactions": 0, "outcomes": 0})
     assert status["redis_keys"] > 12 + 8 + 8
@@ -174,7 +176,8 @@ def test_status_sees_who_has_fallen_behind(running: tuple[Runtime, Path, Sent]) 
         return {group.group: (group.lag_events, group.lag_s) for group in groups if group.group != GROUP}
 
     eventually(lambda: lag() == {f"applied:{CARD_SPEND.versioned_name}": (0, 0.0), f"applied:{TERMINAL_ACTIVITY.versioned_name}": (0, 0.0),
-                                 f"applied:{TERMINAL_RISK.versioned_name}": (0, 0.0), "scored:fraud": (8, 7.0)})
+                                 f"applied:{TERMINAL_RISK.versioned_name}": (0, 0.0), "scored:fraud": (8, 7.0),
+                                 shadow_group("fraud"): (0, 0.0)})
     runtime.release("scorer")
     eventually(lambda: set(lag().values()) == {(0, 0.0)})
 

@@ -26,6 +26,8 @@ def register(subparsers: Subparsers) -> None:
     parser = add_command(actions, "compare", compare, example="headrace models compare fraud@2 fraud@3",
                          help="what two versions were made from, and what each scored on its own test days")
     parser.add_argument("versions", nargs=2, metavar="MODEL@VERSION")
+    parser.add_argument("--shadow", action="store_true", help="on events that both scored, one of them in shadow: exact pairs, and what "
+                        "became known of them")
 
 
 def list_(arguments: argparse.Namespace) -> None:
@@ -62,6 +64,8 @@ def compare(arguments: argparse.Namespace) -> None:
     from schemas.settings import read_settings
 
     settings = read_settings()
+    if arguments.shadow:
+        return _compare_pairs(arguments, settings)
     first, second = (msgspec.to_builtins(_read(settings, version)[1]) for version in arguments.versions)
     different = {name: [first[name], second[name]] for name in first if first[name] != second[name] and name not in ("files", "metrics")}
     metrics = {name: [first["metrics"].get("model", {}).get(name), second["metrics"].get("model", {}).get(name)]
@@ -71,6 +75,30 @@ def compare(arguments: argparse.Namespace) -> None:
     lines += [f"{name}: {_text(a)} -> {_text(b)}" for name, (a, b) in different.items()]
     lines.append("each on its own test days; the same rows are compared by the gates of a retrain")
     show(arguments, {"metrics": metrics, "different": different}, "\n".join(lines))
+
+
+def _compare_pairs(arguments: argparse.Namespace, settings: Settings) -> None:
+    from feature_repo.use_cases import find_model
+    from schemas.errors import SettingsError
+    from services.runtime.endpoints import endpoints
+    from services.shadow_report import compare_pairs, lines, read_pairs
+
+    names = [_parts(version) for version in arguments.versions]
+    (model, first), (other, second) = names
+    if model != other or first == second:
+        raise SettingsError(f"{' and '.join(arguments.versions)} have no pairs", hint="name two versions of one model")
+    pairs, matured = read_pairs(settings, endpoints(settings), find_model(settings, model), first, second)
+    facts = {"model": model, **compare_pairs(pairs, matured, first, second)}
+    show(arguments, facts, "\n".join(lines(facts)))
+
+
+def _parts(text: str) -> tuple[str, str]:
+    from schemas.errors import SettingsError
+
+    model, _, version = text.partition("@")
+    if not model or not version:
+        raise SettingsError(f"{text!r} names no version", hint="write fraud@3; `headrace models list` says which there are")
+    return model, version
 
 
 def _folders(settings: Settings, model: str) -> list[Path]:
@@ -98,11 +126,8 @@ def _live(settings: Settings, model: str) -> str | None:
 def _read(settings: Settings, text: str) -> tuple[Path, Manifest]:
     from feature_repo.bundle import bundle_folder
     from feature_repo.manifest import MANIFEST_FILE, Manifest, decode, read_plain
-    from schemas.errors import SettingsError
 
-    model, _, version = text.partition("@")
-    if not model or not version:
-        raise SettingsError(f"{text!r} names no version", hint="write fraud@3; `headrace models list` says which there are")
+    model, version = _parts(text)
     folder = bundle_folder(settings.models, model, version)
     return folder, decode(read_plain(folder, MANIFEST_FILE), Manifest, folder / MANIFEST_FILE)
 

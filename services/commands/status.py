@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
               for g in status.groups]
     lines.append(f"model {status.model or 'none yet'}; {status.predictions} predictions; dead letters "
                  + ", ".join(f"{n} {source}" for source, n in status.dead_letters.items()))
+    if dropped := {model: n for model, n in status.shadow_dropped.items() if n}:
+        lines.append("shadow too far behind, predictions skipped: " + ", ".join(f"{n} {model}" for model, n in dropped.items()))
     lines.append(f"redis {status.redis_mb} MiB in {status.redis_keys} keys")
     lines += [f"  {s.view:<28} about {s.entities} entities, {s.bytes_per_entity} bytes each, {s.bytes_per_event} an event"
               + (f", {s.long_sets} long sets to compact" if s.long_sets else "") for s in status.sets if s.bytes_per_entity is not None]

@@ -22,6 +22,7 @@ COMMANDS = {
     "loop": (sys.executable, "-m", "faust", "--loop=uvloop", "-A", "streams.loop", "worker", "-l", "info", "--without-web"),
     "scorer": (sys.executable, "-m", "services.scorer"),
     "reasons": (sys.executable, "-m", "services.reasons"),
+    "shadow": (sys.executable, "-m", "services.shadow"),
     "compactor": (sys.executable, "-m", "services.compactor"),
     "runner": (sys.executable, "-m", "services.runner"),
     "api": (sys.executable, "-m", "services.api"),
@@ -31,8 +32,8 @@ ROLES = tuple(COMMANDS)
 
 def own_processes(settings: Settings, at: Endpoints, roles: Sequence[str] = ROLES) -> list[Process]:
     """The processes of ``roles``: ``settings.workers`` workers (worker-1, worker-2, ...), the loop where something is to be joined or
-    watched, a scorer of each model that is on, one that writes the reasons of alerts, a compactor where a view has something to compact,
-    a runner of retrains where a model is watched, and the HTTP API."""
+    watched, a scorer of each model that is on and its shadow, one that writes the reasons of alerts, a compactor where a view has
+    something to compact, a runner of retrains where a model is watched, and the HTTP API."""
     wanted = models(settings)
     may_fold = (*fed_views(settings), *(view for case in declared(settings) for view in case.views))
     commands = {
@@ -41,6 +42,8 @@ def own_processes(settings: Settings, at: Endpoints, roles: Sequence[str] = ROLE
         "scorer": {"scorer" if len(wanted) == 1 else f"scorer-{spec.name}": (*COMMANDS["scorer"], "--model", spec.name)
                    for spec in wanted},
         "reasons": {"reasons": COMMANDS["reasons"]},
+        "shadow": {"shadow" if len(wanted) == 1 else f"shadow-{spec.name}": (*COMMANDS["shadow"], "--model", spec.name)
+                   for spec in wanted},
         "compactor": {"compactor": COMMANDS["compactor"]} if any(view.hops for view in may_fold) else {},
         "runner": {"runner": COMMANDS["runner"]} if any(spec.drift for spec in wanted) else {},
         "api": {"api": COMMANDS["api"]},

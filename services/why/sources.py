@@ -20,6 +20,7 @@ from schemas.monitoring import Detection, RetrainRequest
 from schemas.releases import Release
 from schemas.settings import Settings
 from services.explanations import number
+from services.shadow_list import TAKEN_BACK, evidence_path
 from services.why.chronicle import Chronicle
 from services.why.node import Node
 from services.words import iso
@@ -91,6 +92,8 @@ class Sources:
 
     def evidence_node(self, model: str, retrain_id: str, release: Release | None) -> Node | None:
         """The verdict's file, and whether it still hashes to what it says and to what the release was bound to."""
+        if release is not None and release.evidence is not None and release.release_id.startswith(TAKEN_BACK):
+            return self._trial_node(release, release.evidence)
         path = verdict_path(self.settings, model, retrain_id)
         held = read_file(path)
         if held is None:
@@ -108,6 +111,16 @@ class Sources:
             "path": path, "hash": found, "stated": verdict.evidence_hash, "released_on": release.evidence if release is not None else None,
             "matches": matches, "passed": verdict.passed, "version": verdict.version,
             "gates": {each.gate: f"{each.outcome}: {each.why}" for each in verdict.evidence}})
+
+    def _trial_node(self, release: Release, evidence: str) -> Node:
+        """What a reverse shadow found, by which it took a release back."""
+        path, name = evidence_path(self.settings, release.model, evidence), release.release_id
+        held = read_file(path)
+        if held is None:
+            return Node("evidence", name, f"{path} is not there; released on {evidence[:12]}", {"path": path, "matches": False})
+        found = sha256(held.encode())
+        return Node("evidence", name, f"{release.why}; hash {found[:12]} {'matches' if found == evidence else 'DOES NOT MATCH'}",
+                    {"path": path, "hash": found, "released_on": evidence, "matches": found == evidence})
 
     def known(self) -> ArchiveTable:
         if self.archive is None:
