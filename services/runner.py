@@ -32,6 +32,7 @@ from schemas.settings import Settings, read_settings
 from services.control_log import ControlLog
 from services.leases import Lease, LeaseLost, Leases
 from services.release_log import ReleaseLog
+from services.release_machine import Move, Refusal
 from services.runtime.endpoints import kafka_endpoint
 
 __all__ = ["Runner", "main"]
@@ -164,12 +165,13 @@ class Runner:
         assert verdict.version is not None
         releases = ReleaseLog(self._kafka)
         try:
-            release = releases.release(request.retrain_id, request.model, verdict.version, request.at_ms, request.why, "runner",
-                                       verdict.evidence_hash, instead_of=request.champion)
+            release = releases.act(Move("champion", request.retrain_id, request.model, "runner", request.at_ms, request.why,
+                                        verdict.version, instead_of=request.champion, evidence=verdict.evidence_hash))
             live = releases.chain.current(request.model)
         finally:
             releases.close()
-        if release is None:
+        if isinstance(release, Refusal):
+            self._tell(f"version {verdict.version} is not released: {release.fact}")
             return False
         if live == release:  # else a person has decided otherwise since
             make_live(self._settings, request.model, release.champion)  # of a runner that was overtaken it may be another candidate
