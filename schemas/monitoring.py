@@ -35,7 +35,10 @@ def derived_id(*parts: object) -> str:
 
 
 class Predicted(msgspec.Struct):
-    """Predictions of one version: ``features`` int[F][bins] and ``score`` int[bins] in the reference's bins, null where it has none."""
+    """Predictions of one version: ``features`` int[F][bins] and ``score`` int[bins] in the reference's bins, null where it has none.
+
+    ``last_ms`` is when it last predicted as the champion; 0 where it did so in a canary only.
+    """
 
     n: int = 0
     last_ms: int = 0
