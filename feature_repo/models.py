@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from feature_repo.rules import Rule
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureService, FeatureView
 
-__all__ = ["Absence", "DriftPolicy", "Emission", "ModelSpec", "Outcomes", "Schedule", "Slice", "UseCase"]
+__all__ = ["Absence", "CanaryPolicy", "DriftPolicy", "Emission", "ModelSpec", "Outcomes", "Schedule", "Slice", "UseCase"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,17 @@ class DriftPolicy:
 
 
 @dataclass(frozen=True)
+class CanaryPolicy:
+    """How a retrain's candidate is released: ``steps`` are shares of 10,000; each is held for ``hold_ms``, and without enough evidence at
+    ``deadline_ms`` a person is asked (stream time). ``alpha``: at most so probably is one taken back that is no worse."""
+
+    steps: tuple[int, ...] = (100, 500, 2500, 5000)
+    hold_ms: int = DAY_MS
+    deadline_ms: int = 7 * DAY_MS
+    alpha: float = 0.05
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What training and scoring agree on for one model.
 
@@ -101,7 +113,8 @@ class ModelSpec:
     entity that alerts are counted by; where a true one ``blocks`` it, it is not judged again. ``defaults`` fill the vector, by feature
     name, when the online store cannot be read (all else is null); they are chosen so that a degraded score leans on the event itself.
     ``baselines`` are the single features that a model has to beat; ``rules`` what must hold of training rows beyond what follows from
-    the views. Without ``drift`` it is not monitored.
+    the views. Without ``drift`` it is not monitored. With ``risk_class`` person a version is released only when somebody has approved
+    what the gates saw. With a ``canary`` policy what passes its gates begins as one; without, it is the champion at once.
     """
 
     name: str
@@ -121,6 +134,8 @@ class ModelSpec:
     defaults: tuple[tuple[str, float], ...] = ()
     rules: tuple[Rule, ...] = ()
     drift: DriftPolicy | None = None
+    risk_class: Literal["automatic", "person"] = "automatic"
+    canary: CanaryPolicy | None = None
 
     @property
     def subject_word(self) -> str:

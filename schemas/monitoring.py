@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.approvals import APPROVAL, APPROVALS
 from schemas.contracts import Contract
 from schemas.records import Id, TimeMs
 
@@ -198,5 +199,6 @@ CONTROL: dict[str, Contract] = {
     REQUESTS: _contract("retraining-request", RetrainRequest, "A retrain that was granted, with all that it may read."),
     RUNS: _contract("retraining-run", RunRecord, "What the runner of a retrain says of it."),
     ASKS: _contract("retrain-ask", RetrainAsk, "A person asks for a retrain."),
+    APPROVALS: APPROVAL,
 }
 """Topics of one partition: what is said there has one order."""

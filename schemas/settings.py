@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     outcome_days: int = Field(60, ge=1, le=3650, description="how long predictions wait in Redis for outcomes; what comes later "
                               "`headrace outcomes join` finds")
     outcome_memory_mb: int = Field(256, ge=1, description="what predictions and outcomes that wait may take in Redis; the oldest go first")
+    person: str | None = Field(None, min_length=1, max_length=128, description="who acts, where a record names a person (approvals, who "
+                               "trained a model); unset: the login name")
     keys: Path | None = Field(None, description="folder of the key that signs bundles and of the public keys they are trusted by; "
                               "unset: <home>/keys")
     table_root: str | None = Field(None, description="folder or URL of the Delta tables; unset: <home>/tables")

@@ -10,11 +10,12 @@ from feature_repo.use_cases import find_model, models, services
 from schemas.errors import JobError, RuntimeFault
 from schemas.releases import Action, Chain, Release
 from schemas.settings import Settings
+from services.approvals import missing_approval
 from services.release_log import ReleaseLog
 from services.release_machine import Move, Refusal, next_release
 from services.runtime.endpoints import Endpoints, endpoints
 
-__all__ = ["act_by_hand", "adopt_champions", "champion_of", "follow_chain", "live_bundle", "read_chain", "record_release"]
+__all__ = ["act_by_hand", "adopt_champions", "champion_of", "follow_chain", "live_bundle", "now_ms", "read_chain", "record_release"]
 
 
 def read_chain(kafka: str) -> Chain:
@@ -69,10 +70,12 @@ def act_by_hand(settings: Settings, at: Endpoints, action: Action, model: str, w
         chain = log.catch_up()
         live, version = chain.current(model), told.get("version", "")
         epoch = live.epoch if live is not None else 0
-        asked = Move(action, f"person:{model}:{action}:{version}:{epoch}", model, "person", _now_ms(settings, at), why, **told)
+        asked = Move(action, f"person:{model}:{action}:{version}:{epoch}", model, "person", now_ms(settings, at), why, **told)
         release = next_release(chain, asked)
         for each in _to_load(live, release):
             load_bundle(bundle_folder(settings.models, model, each), find_model(settings, model).service, settings.key_folder)
+        if version and isinstance(release, Release) and release != live:
+            release = missing_approval(settings, at.kafka, find_model(settings, model).risk_class, model, version) or release
         if not dry_run and isinstance(release, Release):
             release = log.act(asked)
     finally:
@@ -111,13 +114,16 @@ def champion_of(settings: Settings, model: str) -> str | None:
 
 
 def adopt_champions(settings: Settings, at: Endpoints) -> list[Release]:
-    """Release what was made champion while no engines ran: a version that the chain has never named. Else the pointer follows the chain."""
+    """Release what was made champion while no engines ran: a version that the chain has never named, and approved where that is asked for
+    and it is not the first. Else the pointer follows the chain."""
     log, made = ReleaseLog(at.kafka), []
     try:
         chain = log.catch_up()
         for spec in models(settings):
             bundle, live = champion(settings.models, spec.name), chain.current(spec.name)
-            if bundle is not None and bundle.name not in {release.champion for release in chain.history(spec.name)}:
+            unseen = bundle is not None and bundle.name not in {release.champion for release in chain.history(spec.name)}
+            if bundle is not None and unseen and (live is None or missing_approval(settings, at.kafka, spec.risk_class, spec.name,
+                                                                                   bundle.name) is None):
                 made.append(_release(settings, at, log, spec.name, bundle.name, "made champion while no engines ran", "up"))
             elif bundle is not None and live is not None and bundle.name != live.champion:  # who released it died before it moved that
                 promote(settings.models, bundle_folder(settings.models, spec.name, live.champion))
@@ -128,14 +134,14 @@ def adopt_champions(settings: Settings, at: Endpoints) -> list[Release]:
 
 def _release(settings: Settings, at: Endpoints, log: ReleaseLog, model: str, version: str, why: str, by: str) -> Release:
     live = log.chain.current(model)
-    release = log.act(Move("champion", f"{by}:{model}:{version}:{live.epoch if live is not None else 0}", model, by, _now_ms(settings, at),
+    release = log.act(Move("champion", f"{by}:{model}:{version}:{live.epoch if live is not None else 0}", model, by, now_ms(settings, at),
                             why, version))
     if isinstance(release, Refusal):
         raise JobError(release.fact, hint=release.hint)
     return release
 
 
-def _now_ms(settings: Settings, at: Endpoints) -> int:
+def now_ms(settings: Settings, at: Endpoints) -> int:
     """By the stream's clock; 0 where nothing was scored yet."""
     from feature_repo.online import SetReader  # loads the kernel, which `headrace up` seldom needs
     from services.lookup import clock_ms

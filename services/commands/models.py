@@ -1,4 +1,4 @@
-"""``headrace models list|show|compare``"""
+"""``headrace models list|show|compare|approve``"""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def register(subparsers: Subparsers) -> None:
     parser = add_command(actions, "compare", compare, example="headrace models compare fraud@2 fraud@3",
                          help="what two versions were made from, and what each scored on its own test days")
     parser.add_argument("versions", nargs=2, metavar="MODEL@VERSION")
+    parser = add_command(actions, "approve", approve_one, example="headrace models approve fraud 3 --evidence 5f2c... --why reviewed",
+                         help="say that a version may be released on the evidence that is named")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("version", metavar="VERSION")
+    parser.add_argument("--evidence", required=True, metavar="HASH", help="of what was looked at, as `headrace models show` has it")
+    parser.add_argument("--why", required=True, help="goes on the record")
 
 
 def list_(arguments: argparse.Namespace) -> None:
@@ -43,13 +49,16 @@ def list_(arguments: argparse.Namespace) -> None:
 def show_one(arguments: argparse.Namespace) -> None:
     from feature_repo.manifest import CARD_FILE
     from schemas.settings import read_settings
+    from services.approvals import seen_of
 
     settings = read_settings()
     folder, manifest = _read(settings, arguments.version)
     import msgspec
 
-    show(arguments, {**msgspec.to_builtins(manifest), "live": _live(settings, manifest.model) == manifest.version},
-         (folder / CARD_FILE).read_text())
+    seen = seen_of(settings, manifest.model, manifest.version)
+    live = _live(settings, manifest.model) == manifest.version
+    show(arguments, {**msgspec.to_builtins(manifest), "live": live, "evidence": seen.evidence},
+         f"{(folder / CARD_FILE).read_text()}\nEvidence {seen.evidence}: `headrace models approve` names it.")
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -67,6 +76,26 @@ def compare(arguments: argparse.Namespace) -> None:
     lines += [f"{name}: {_text(a)} -> {_text(b)}" for name, (a, b) in different.items()]
     lines.append("each on its own test days; the same rows are compared by the gates of a retrain")
     show(arguments, {"metrics": metrics, "different": different}, "\n".join(lines))
+
+
+def approve_one(arguments: argparse.Namespace) -> None:
+    import msgspec
+
+    from feature_repo.use_cases import find_model
+    from schemas.errors import JobError
+    from schemas.settings import read_settings
+    from services.approvals import approve
+    from services.release_machine import Refusal
+    from services.releasing import now_ms
+    from services.runtime.endpoints import endpoints
+
+    settings = read_settings()
+    at = endpoints(settings)
+    model = find_model(settings, arguments.model).name
+    made = approve(settings, at.kafka, model, arguments.version, arguments.evidence, arguments.why, now_ms(settings, at))
+    if isinstance(made, Refusal):
+        raise JobError(made.fact, hint=made.hint)
+    show(arguments, msgspec.to_builtins(made), f"{model}@{made.version} is approved by {made.by} on evidence {made.evidence}")
 
 
 def _folders(settings: Settings, model: str) -> list[Path]:
