@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from operator import attrgetter
@@ -26,6 +27,7 @@ from services.canary import Split, bucket
 from services.ledger import read_topic
 from services.release_log import ReleaseLog
 from services.release_machine import Move
+from services.releasing import read_chain
 from services.retrain_hold import wait_served
 from services.scoring import Arrived, predict
 from tests.api_world import Api, api_world
@@ -92,7 +94,7 @@ def test_where_the_candidate_fails_the_champion_scores_its_events_too(models: tu
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    with api_world(tmp_path_factory.mktemp("canary") / "home") as api:
+    with api_world(tmp_path_factory.mktemp("canary") / "home", roles=("worker", "scorer", "guard", "api")) as api:
         yield api
 
 
@@ -122,7 +124,7 @@ def test_a_canary_is_sticky_and_the_same_by_http_and_by_kafka(api: Api) -> None:
         return events
 
     sent([f"first-{i}" for i in range(30)])  # all partitions: what serves them is known from here on
-    release = act(api, "canary", version="2", steps=(2000, 6000))
+    release = act(api, "canary", version="2", steps=(2000, 6000), alpha=1e-12)  # its alerts are another's: not to be judged here
     salt = release.canary.salt
     cards = [f"card-{i}" for i in range(120)]
     for share in (2000, 6000):
@@ -148,6 +150,38 @@ def test_a_canary_is_sticky_and_the_same_by_http_and_by_kafka(api: Api) -> None:
     eventually(lambda: api.served() == ("2", epoch + 1))
     act(api, "rollback")
     eventually(lambda: api.served() == ("1", epoch + 2))
+
+
+def test_a_candidate_that_no_scorer_can_load_is_taken_back_and_no_event_is_lost(api: Api) -> None:
+    folder = write_small_model(api.home / "models", "3", SERVICE)
+    (folder / "model.onnx").write_bytes(b"")
+    before = act(api, "champion", version="1").epoch
+    began = act(api, "canary", version="3", steps=(5000,))
+    eventually(lambda: api.get("/version").body["models"]["fraud"]["canary"] == [None, 5000])
+    answers = [api.post("/v1/score", api.event(card_id=f"lost-{i}")).body for i in range(80)]
+    assert {(one["model_version"], one["epoch"]) for one in answers} == {("1", began.epoch)}
+    assert began.epoch == before + 1
+
+    def live() -> Any:
+        return read_chain(api.runtime.kafka).current("fraud")
+
+    ended = eventually(lambda: live().epoch > began.epoch and live(), 60)
+    assert (ended.action, ended.by, ended.champion, ended.canary) == ("rollback", "guard", "1", None)
+    assert ended.why.startswith("errors:")
+    eventually(lambda: api.served() == ("1", ended.epoch))
+
+
+def test_a_rollback_reaches_every_server(api: Api) -> None:
+    """How long it takes is told, and far from the bound that a busy machine is given."""
+    settings = Settings(home=api.home)
+    act(api, "champion", version="2")
+    wait_served(settings, api.runtime.endpoints, "fraud")
+    eventually(lambda: api.served()[0] == "2")
+    release, began = act(api, "rollback"), time.monotonic()
+    wait_served(settings, api.runtime.endpoints, "fraud")
+    by_scorers = time.monotonic() - began
+    eventually(lambda: api.served() == ("1", release.epoch))
+    print(f"rolled back on all scorers after {by_scorers:.2f} s, by HTTP after {time.monotonic() - began:.2f} s")
 
 
 def test_the_split_names_an_entity_that_every_model_has() -> None:
