@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from feature_repo.models import ModelSpec
 from feature_repo.use_cases import models
 from schemas.envelope import PROBE, header
-from schemas.errors import BundleError, HeadraceError, LogError, SettingsError
+from schemas.errors import BundleError, HeadraceError, JobError, LogError, SettingsError
 from schemas.evaluations import EVALUATIONS, Evaluation
 from schemas.releases import Chain, Release
 from schemas.settings import Settings, read_settings
@@ -123,6 +123,7 @@ class Guard:
         self._specs: Mapping[str, ModelSpec] = {spec.name: spec for spec in models(settings)}
         self._releases = ReleaseLog(settings.kafka, ANSWER_S)
         self._watches: dict[str, Watch] = {}
+        self._followed: dict[str, int] = {}
         self.stopping = threading.Event()
 
     def run(self) -> None:
@@ -196,11 +197,14 @@ class Guard:
 
     def _follow(self, live: Release) -> None:
         """Where whoever released died before the pointer followed, it follows now."""
+        if self._followed.get(live.model) == live.epoch:
+            return
         try:
             if champion_of(self._settings, live.model) not in (None, live.champion):
                 follow_chain(self._settings, live)
-        except BundleError as error:
+        except (BundleError, JobError) as error:  # said once an epoch: it is for a person to mend, and no canary waits for it
             log.warning("the pointer does not follow the chain: %s", error)
+        self._followed[live.model] = live.epoch
 
 
 def _of_canary(chain: Chain, live: Release) -> Iterator[Release]:

@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from feature_repo.bundle import bundle_folder, champion, load_bundle, promote
+from feature_repo.models import ModelSpec
 from feature_repo.use_cases import find_model, models, services
 from schemas.errors import JobError, RuntimeFault
 from schemas.releases import Action, Chain, Release
 from schemas.settings import Settings
 from services.approvals import missing_approval
+from services.canary import bucket
 from services.release_log import ReleaseLog
 from services.release_machine import Move, Refusal, next_release
 from services.runtime.endpoints import Endpoints, endpoints
 
-__all__ = ["act_by_hand", "adopt_champions", "champion_of", "follow_chain", "live_bundle", "now_ms", "read_chain", "record_release"]
+__all__ = ["act_by_hand", "adopt_champions", "champion_of", "deciding_bundle", "follow_chain", "live_bundle", "now_ms", "read_chain",
+           "record_release"]
 
 
 def read_chain(kafka: str) -> Chain:
@@ -37,6 +40,16 @@ def live_bundle(folder: Path, model: str, chain: Chain) -> tuple[Path, int | Non
         return bundle_folder(folder, model, release.champion), release.epoch
     bundle = champion(folder, model)
     return None if bundle is None else (bundle, None)
+
+
+def deciding_bundle(folder: Path, spec: ModelSpec, chain: Chain, event: Any) -> Path | None:
+    """The bundle that ``event`` would be scored by now: the live one, or that of a canary which its entity is in."""
+    release = chain.current(spec.name)
+    canary = release.canary if release is not None else None
+    if canary is not None and bucket(canary.salt, getattr(event, spec.subject)) < canary.share:
+        return bundle_folder(folder, spec.name, canary.version)
+    live = live_bundle(folder, spec.name, chain)
+    return None if live is None else live[0]
 
 
 def record_release(settings: Settings, model: str, version: str, why: str, *, by: str) -> Release | None:

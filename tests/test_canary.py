@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -92,9 +93,26 @@ def test_where_the_candidate_fails_the_champion_scores_its_events_too(models: tu
     assert all(one.score is not None for one in found)
 
 
+def logged(api: Api, topic: str, events: list[dict[str, Any]]) -> dict[str, Prediction]:
+    """What was predicted of ``events`` by now."""
+    wanted, decode = {event["event_id"] for event in events}, msgspec.json.Decoder(Prediction).decode
+    rows = (decode(message.value()) for message in read_topic(api.runtime.kafka, topic))
+    return {row.event_id: row for row in rows if row.event_id in wanted}
+
+
+def sent(api: Api, cards: list[str]) -> list[dict[str, Any]]:
+    """An event of each, through the log; scored when this returns."""
+    events = [api.event(card_id=card) for card in cards]
+    assert {api.post("/v1/events", event).status for event in events} == {202}
+    eventually(lambda: len(logged(api, "predictions", events)) == len(events), 60)
+    return events
+
+
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with api_world(tmp_path_factory.mktemp("canary") / "home", roles=("worker", "scorer", "guard", "api")) as api:
+        write_small_model(api.home / "models", "2", SERVICE, threshold=0.25)
+        sent(api, [f"first-{i}" for i in range(30)])  # all partitions: what serves them is known from here on
         yield api
 
 
@@ -108,22 +126,6 @@ def act(api: Api, action: Any, **told: Any) -> Any:
 
 
 def test_a_canary_is_sticky_and_the_same_by_http_and_by_kafka(api: Api) -> None:
-    folder: Path = api.home / "models"
-    write_small_model(folder, "2", SERVICE, threshold=0.25)
-    decode = msgspec.json.Decoder(Prediction).decode
-
-    def logged(topic: str, events: list[dict[str, Any]]) -> dict[str, Prediction]:
-        wanted = {event["event_id"] for event in events}
-        rows = (decode(message.value()) for message in read_topic(api.runtime.kafka, topic))
-        return {row.event_id: row for row in rows if row.event_id in wanted}
-
-    def sent(cards: list[str]) -> list[dict[str, Any]]:
-        events = [api.event(card_id=card) for card in cards]
-        assert {api.post("/v1/events", event).status for event in events} == {202}
-        eventually(lambda: len(logged("predictions", events)) == len(events), 60)
-        return events
-
-    sent([f"first-{i}" for i in range(30)])  # all partitions: what serves them is known from here on
     release = act(api, "canary", version="2", steps=(2000, 6000), alpha=1e-12)  # its alerts are another's: not to be judged here
     salt = release.canary.salt
     cards = [f"card-{i}" for i in range(120)]
@@ -131,10 +133,10 @@ def test_a_canary_is_sticky_and_the_same_by_http_and_by_kafka(api: Api) -> None:
         eventually(lambda share=share: api.get("/version").body["models"]["fraud"]["canary"] == ["2", share])  # type: ignore[misc]
         epoch = api.get("/version").body["models"]["fraud"]["epoch"]
         wait_served(Settings(home=api.home), api.runtime.endpoints, "fraud")
-        events = sent([card for card in cards for _ in range(2)])
+        events = sent(api, [card for card in cards for _ in range(2)])
         asked = {event["event_id"]: api.post("/v1/score", event).body for event in events}
-        by_log, by_request = logged("predictions", events), eventually(
-            lambda events=events: (found := logged(answered_topic("predictions"), events)) and len(found) == len(events) and found)
+        by_log, by_request = logged(api, "predictions", events), eventually(
+            lambda events=events: (found := logged(api, answered_topic("predictions"), events)) and len(found) == len(events) and found)
         versions: dict[str, set[str]] = defaultdict(set)
         for event in events:
             name = event["event_id"]
@@ -171,17 +173,32 @@ def test_a_candidate_that_no_scorer_can_load_is_taken_back_and_no_event_is_lost(
     eventually(lambda: api.served() == ("1", ended.epoch))
 
 
-def test_a_rollback_reaches_every_server(api: Api) -> None:
+def test_a_rollback_reaches_every_server_and_no_answer_is_half_of_two_releases(api: Api) -> None:
     """How long it takes is told, and far from the bound that a busy machine is given."""
     settings = Settings(home=api.home)
     act(api, "champion", version="2")
     wait_served(settings, api.runtime.endpoints, "fraud")
     eventually(lambda: api.served()[0] == "2")
-    release, began = act(api, "rollback"), time.monotonic()
-    wait_served(settings, api.runtime.endpoints, "fraud")
-    by_scorers = time.monotonic() - began
-    eventually(lambda: api.served() == ("1", release.epoch))
-    print(f"rolled back on all scorers after {by_scorers:.2f} s, by HTTP after {time.monotonic() - began:.2f} s")
+    stop, answers = threading.Event(), list[tuple[str, int]]()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(api.served())
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        release, began = act(api, "rollback"), time.monotonic()
+        wait_served(settings, api.runtime.endpoints, "fraud")
+        by_scorers = time.monotonic() - began
+        eventually(lambda: api.served() == ("1", release.epoch))
+        by_http = time.monotonic() - began
+        stop.set()
+        for each in asking:
+            each.result()
+    history = {each.epoch: each.champion for each in read_chain(api.runtime.kafka).history("fraud")}
+    assert {(history[epoch], epoch) for _, epoch in answers} == set(answers), "each answer is of one release"
+    assert len({epoch for _, epoch in answers}) == 2
+    print(f"rolled back on all scorers after {by_scorers:.2f} s, by HTTP after {by_http:.2f} s, {len(answers)} answers meanwhile")
 
 
 def test_the_split_names_an_entity_that_every_model_has() -> None:
