@@ -177,7 +177,7 @@ def test_wrong_decisions_count_when_they_are_of_age(world: Canaried) -> None:
 def test_enough_evidence_goes_on_step_by_step_to_the_champion(world: Canaried) -> None:
     began = world.begin()
     for _ in range(2):
-        world.predict(range(4000), 1000)
+        world.predict(range(6000), 1000)
         world.guard()
     seen = [(each.action, each.champion, each.canary and each.canary.share) for each in by_guard(world, began.epoch)]
     assert seen == [("advance", "1", 5000), ("advance", "2", None)]
@@ -217,7 +217,7 @@ def test_an_ab_test_is_decided_by_its_rule(world: Canaried) -> None:
 @pytest.mark.parametrize("action", ["rollback", "advance"])
 def test_killed_at_any_point_it_leaves_one_answer(world: Canaried, point: str, action: str) -> None:
     began = world.begin(steps=(1000,))
-    world.predict(range(4000), 1000, fails=lambda mine: mine and action == "rollback")
+    world.predict(range(6000), 1000, fails=lambda mine: mine and action == "rollback")
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=guard_and_die, args=(str(world.settings.home), world.kafka, point))
     process.start()
