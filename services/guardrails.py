@@ -6,7 +6,8 @@
     latency   the candidate took longer than ``SLOWER`` times the champion for the same row (``services.canary.Probe``)
 
 Of the first three an entity counts once, and arms are by the bucket, whoever answered: ``streams.detectors.arms`` says why that bounds
-false rollbacks. The evidence of all four is averaged, which is evidence again, and compared with 1/alpha.
+false rollbacks. The strongest of the four is compared with 4/alpha (Bonferroni): an entity that told its arm to one guardrail tosses no
+coin for another, so their values may not be averaged while one looks all the time.
 """
 
 from __future__ import annotations
@@ -222,7 +223,7 @@ class Guardrails:
     def facts(self) -> dict[str, Any]:
         rails = {name: track.facts(self.canary.share / BUCKETS) for name, track in self.tracks.items()}
         return {"version": self.canary.version, "share": self.canary.share, "step": self.canary.step, "at_ms": self.now_ms,
-                "alpha": self.canary.alpha, "evidence": sum(track.harm for track in self.tracks.values()) / len(self.tracks),
+                "alpha": self.canary.alpha, "evidence": max(track.harm for track in self.tracks.values()) / len(self.tracks),
                 "predictions": {"champion": self.predictions[0], "candidate": self.predictions[1]}, "rails": rails}
 
     def _missing(self, limit: float) -> list[str]:
