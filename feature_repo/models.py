@@ -10,7 +10,8 @@ from typing import Literal
 from feature_repo.rules import Rule
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureService, FeatureView
 
-__all__ = ["Absence", "Bands", "DriftPolicy", "Emission", "Fairness", "ModelSpec", "Outcomes", "ReasonCode", "Schedule", "Slice", "UseCase"]
+__all__ = ["Absence", "Bands", "CanaryPolicy", "DriftPolicy", "Emission", "Fairness", "ModelSpec", "Outcomes", "ReasonCode", "Schedule",
+           "Slice", "UseCase"]
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,17 @@ class DriftPolicy:
 
 
 @dataclass(frozen=True)
+class CanaryPolicy:
+    """How a retrain's candidate is released: ``steps`` are shares of 10,000; each is held for ``hold_ms``, and without enough evidence at
+    ``deadline_ms`` a person is asked (stream time). ``alpha``: at most so probably is one taken back that is no worse."""
+
+    steps: tuple[int, ...] = (100, 500, 2500, 5000)
+    hold_ms: int = DAY_MS
+    deadline_ms: int = 7 * DAY_MS
+    alpha: float = 0.05
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """What training and scoring agree on for one model.
 
@@ -145,7 +157,8 @@ class ModelSpec:
     name, when the online store cannot be read (all else is null); they are chosen so that a degraded score leans on the event itself.
     ``baselines`` are the single features that a model has to beat; ``rules`` what must hold of training rows beyond what follows from
     the views. Without ``drift`` it is not monitored. ``groups`` are looked at one by one before a candidate is released; with
-    ``risk_class`` person it is released only when somebody has approved what the gates saw. ``reasons`` has a code for each feature.
+    ``risk_class`` person it is released only when somebody has approved what the gates saw. ``reasons`` has a code for each feature. With
+    a ``canary`` policy what passes its gates begins as one; without, it is the champion at once.
     """
 
     name: str
@@ -168,6 +181,7 @@ class ModelSpec:
     groups: tuple[Bands, ...] = ()
     reasons: tuple[ReasonCode, ...] = ()
     risk_class: Literal["automatic", "person"] = "automatic"
+    canary: CanaryPolicy | None = None
 
     @property
     def subject_word(self) -> str:

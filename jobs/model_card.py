@@ -53,7 +53,7 @@ training label was known when the test began.
   is far below 1.
 - While the online store cannot be read, only the event itself is known. Such scores are marked degraded and are worse than the table.
 - Scores rank; they are not calibrated to money or to another population of cards.
-- No personal data is in this bundle: golden rows hold feature values without ids.
+- No personal data but the name of who trained it is in this bundle: golden rows hold feature values without ids.
 """
 
 

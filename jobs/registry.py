@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,8 @@ def register(settings: Settings, result: TrainResult, *, make_champion: bool = F
         made = client.create_model_version(name, source=f"{run.info.artifact_uri}/bundle", run_id=run_id)
         version = str(made.version)
         folder = settings.models / name / version
-        manifest = msgspec.structs.replace(result.manifest, version=version, data={**result.manifest.data, "mlflow_run_id": run_id})
+        known = {**result.manifest.data, "mlflow_run_id": run_id, **_trainer(settings, result)}
+        manifest = msgspec.structs.replace(result.manifest, version=version, data=known)
         write_bundle(folder, manifest, result.onnx, result.golden, model_card(manifest, result.spec.blocks), settings.key_folder)
         load_bundle(folder, result.spec.service, settings.key_folder)
         if result.reference is not None:  # before it can go live: monitors count in its bins from the first prediction on
@@ -67,6 +69,16 @@ def register(settings: Settings, result: TrainResult, *, make_champion: bool = F
         set_aliases(client, name, version, live)
         told.writes_file(folder, version)
     return Registered(name, version, "champion" if live else "challenger", folder, run_id)
+
+
+def _trainer(settings: Settings, result: TrainResult) -> dict[str, str]:
+    """Who must not approve it. Empty where nobody is known; a retrain is the runner's."""
+    if "retrain_id" in result.manifest.data:
+        return {"trained_by": "runner"}
+    try:
+        return {"trained_by": settings.person or getpass.getuser()}
+    except (KeyError, OSError):
+        return {}
 
 
 def find_registered(settings: Settings, name: str, retrain_id: str) -> Path | None:

@@ -19,6 +19,7 @@ __all__ = [
     "CLOCK_HEADERS",
     "CLOCK_TYPE",
     "LATE",
+    "PROBE",
     "SCORED_EVENT",
     "SENT_NS",
     "SOURCE_OFFSET",
@@ -53,6 +54,9 @@ VALUE_BYTES = "hr_value_bytes"
 """On a dead letter without its value: how large that was."""
 SENT_NS = "hr_sent_ns"
 """When a paced record was due, ns since 1970: latency counts from there, whenever it really left."""
+
+PROBE = "hr_probe_ns"
+"""On a prediction in a canary now and then: "<champion>/<candidate>", ns that each took to score one and the same row."""
 
 
 def header(headers: Iterable[tuple[str, bytes | None]] | None, name: str) -> bytes | None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.approvals import APPROVAL, APPROVALS
 from schemas.contracts import Contract
 from schemas.records import Id, TimeMs
 
@@ -35,7 +36,10 @@ def derived_id(*parts: object) -> str:
 
 
 class Predicted(msgspec.Struct):
-    """Predictions of one version: ``features`` int[F][bins] and ``score`` int[bins] in the reference's bins, null where it has none."""
+    """Predictions of one version: ``features`` int[F][bins] and ``score`` int[bins] in the reference's bins, null where it has none.
+
+    ``last_ms`` is when it last predicted as the champion; 0 where it did so in a canary only.
+    """
 
     n: int = 0
     last_ms: int = 0
@@ -195,5 +199,6 @@ CONTROL: dict[str, Contract] = {
     REQUESTS: _contract("retraining-request", RetrainRequest, "A retrain that was granted, with all that it may read."),
     RUNS: _contract("retraining-run", RunRecord, "What the runner of a retrain says of it."),
     ASKS: _contract("retrain-ask", RetrainAsk, "A person asks for a retrain."),
+    APPROVALS: APPROVAL,
 }
 """Topics of one partition: what is said there has one order."""

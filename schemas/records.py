@@ -41,14 +41,14 @@ def prediction_record(name: str, module: str, entities: tuple[str, ...]) -> type
 
     ``features`` is in the order of the feature service that ``service_hash`` names; null is "no value". ``applied`` holds, per
     view, the last source offset applied to the online store in each partition when the read began. ``epoch`` is that of the release that
-    made the model live; null where nothing was released.
+    made the model live; null where nothing was released. ``candidate``: a canary's version made it, not the champion.
     """
     return msgspec.defstruct(name, [
         ("prediction_id", Id), ("event_id", Id), ("event_time", TimeMs), *((entity, Id) for entity in entities),
         ("source_partition", int), ("source_offset", int), ("arrival_ms", int), ("model", str), ("model_version", str | None),
         ("service_hash", str), ("score", float | None), ("threshold", float | None), ("alert", bool | None), ("degraded", bool),
         ("late", bool), ("features", list[float | None]), ("stamps", list[ViewStamp]), ("applied", dict[str, list[int]]),
-        ("read_ms", int), ("epoch", int | None, None),
+        ("read_ms", int), ("epoch", int | None, None), ("candidate", bool, False),
     ], module=module, frozen=True, gc=False)
 
 

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     outcome_memory_mb: int = Field(256, ge=1, description="what predictions and outcomes that wait may take in Redis; the oldest go first")
     shadow_behind: int = Field(100_000, ge=1, description="how many predictions of a partition may wait for their shadow scores; further "
                                "behind than that some are skipped and counted (not in a replay)")
+    person: str | None = Field(None, min_length=1, max_length=128, description="who acts, where a record names a person (approvals, who "
+                               "trained a model); unset: the login name")
     keys: Path | None = Field(None, description="folder of the key that signs bundles and of the public keys they are trusted by; "
                               "unset: <home>/keys")
     table_root: str | None = Field(None, description="folder or URL of the Delta tables; unset: <home>/tables")

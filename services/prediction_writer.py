@@ -9,7 +9,7 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from schemas.envelope import CE_TYPE, SENT_NS, SOURCE_OFFSET
+from schemas.envelope import CE_TYPE, PROBE, SENT_NS, SOURCE_OFFSET
 from schemas.errors import LogError
 from schemas.topics import PREDICTION_TOPICS
 from services.scoring import Arrived, Scored
@@ -61,6 +61,8 @@ class PredictionWriter:
             headers: Any = [*self._headers, ("ce_id", result.prediction_id.encode()), (SOURCE_OFFSET, b"%d" % origin.offset)]
             if origin.sent_ns is not None:
                 headers.append((SENT_NS, origin.sent_ns))
+            if result.probe is not None:
+                headers.append((PROBE, result.probe))
             while True:
                 try:
                     produce(self._topic, result.value, result.key, origin.partition, on_delivery=done, timestamp=origin.arrival_ms,

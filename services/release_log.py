@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ from confluent_kafka import Producer
 from schemas.errors import ContractError, LogError
 from schemas.releases import RELEASE, RELEASES, Chain, Release
 from services.log_tail import LogTail
+from services.release_machine import Move, Refusal, next_release
 
 __all__ = ["ReleaseLog"]
 
@@ -41,15 +42,40 @@ class ReleaseLog:
         ``instead_of``: the version that it was judged against; where another is live by then, or releases are paused, nothing is written,
         and None returned. Without it a person releases, whatever is live when it is written.
         """
+        def propose(chain: Chain) -> Release | None:
+            live = chain.current(model)
+            if instead_of is not None and live is not None and (live.paused or live.champion != instead_of):
+                return None
+            return chain.following(release_id, model, champion, at_ms, why, by, evidence, paused)
+
+        return self._write(release_id, model, propose)
+
+    def act(self, asked: Move) -> Release | Refusal:
+        """Carry ``asked`` out by the rules of the state machine, on whatever is live when it is written. Returns the record that did so, be
+        it of a call before that had the same id; the one that is live where nothing would change; or why it is refused."""
+        refused: list[Refusal] = []
+
+        def propose(chain: Chain) -> Release | None:
+            made = next_release(chain, asked)
+            if isinstance(made, Refusal):
+                refused.append(made)
+                return None
+            return made
+
+        made = self._write(asked.release_id, asked.model, propose)
+        return refused[-1] if made is None else made
+
+    def _write(self, release_id: str, model: str, propose: Callable[[Chain], Release | None]) -> Release | None:
+        """The record of that id, written where it is not there; where another came first, what follows that is proposed anew."""
         for _ in range(TRIES):
             chain = self.catch_up()
             done = next((release for release in chain.history(model) if release.release_id == release_id), None)
             if done is not None:
                 return done
-            live = chain.current(model)
-            if instead_of is not None and live is not None and (live.paused or live.champion != instead_of):
-                return None
-            self._publish(chain.following(release_id, model, champion, at_ms, why, by, evidence, paused))
+            made = propose(chain)
+            if made is None or made == chain.current(model):
+                return made
+            self._publish(made)
         raise LogError(f"{TRIES} times another release of {model} came first", hint="who else releases? see `headrace live --history`")
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,9 +30,11 @@ from schemas.errors import BundleError, CheckError, DefinitionError, HeadraceErr
 from schemas.monitoring import DETECTIONS, RUNS, Detection, RetrainRequest, RunRecord
 from schemas.releases import Release
 from schemas.settings import Settings, read_settings
+from services.approvals import missing_approval
 from services.control_log import ControlLog
 from services.leases import Lease, LeaseLost, Leases
 from services.release_log import ReleaseLog
+from services.release_machine import Move, Refusal
 from services.runtime.endpoints import kafka_endpoint
 
 __all__ = ["Runner", "main"]
@@ -128,7 +131,7 @@ class Runner:
             return "inconclusive" if last.outcome == "INCONCLUSIVE" else "rejected", why
         if self._release(request, verdict):
             return "promoted", why
-        return "inconclusive", f"another version was made live meanwhile, or releases are paused; {why}"
+        return "inconclusive", f"another version was made live meanwhile, releases are paused, or it waits for approval; {why}"
 
     def _carry_out(self, lease: Lease, spark: Any) -> Verdict:
         request, spec = lease.request, self._models[lease.request.model]
@@ -162,21 +165,37 @@ class Runner:
             releases.close()
 
     def _release(self, request: RetrainRequest, verdict: Verdict) -> bool:
-        """Whether the candidate is live now, or was made so before. It was judged against one champion, and only that one may it follow."""
+        """Whether the candidate is live or in canary now, or was made so before. It may only follow the champion that it was judged
+        against."""
         assert verdict.version is not None
+        risk_class = self._models[request.model].risk_class
+        if (refusal := missing_approval(self._settings, self._kafka, risk_class, request.model, verdict.version)) is not None:
+            self._tell(f"version {verdict.version} is not released: {refusal.fact}")
+            return False
         releases = ReleaseLog(self._kafka)
         try:
-            release = releases.release(request.retrain_id, request.model, verdict.version, request.at_ms, request.why, "runner",
-                                       verdict.evidence_hash, instead_of=request.champion)
+            release = releases.act(self._move(request, verdict.version, verdict.evidence_hash))
             live = releases.chain.current(request.model)
         finally:
             releases.close()
-        if release is None:
+        if isinstance(release, Refusal):
+            self._tell(f"version {verdict.version} is not released: {release.fact}")
             return False
         if live == release:  # else a person has decided otherwise since
             make_live(self._settings, request.model, release.champion)  # of a runner that was overtaken it may be another candidate
-        self._tell(f"{request.model} version {release.champion} is epoch {release.epoch}")
+        self._tell(f"{request.model} version {release.champion} is epoch {release.epoch}"
+                   + (f", version {release.canary.version} is in canary" if release.canary is not None else ""))
         return True
+
+    def _move(self, request: RetrainRequest, version: str, evidence: str) -> Move:
+        """A canary where the model's policy has one and there is a champion to compare with."""
+        policy = self._models[request.model].canary
+        move = Move("champion", request.retrain_id, request.model, "runner", request.at_ms, request.why, version,
+                    instead_of=request.champion, evidence=evidence)
+        if policy is None:
+            return move
+        return replace(move, action="canary", steps=policy.steps, hold_ms=policy.hold_ms, deadline_ms=policy.deadline_ms,
+                       alpha=policy.alpha)
 
     @contextmanager
     def _beating(self, lease: Lease) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,6 +18,7 @@ from feature_repo.vector import VectorBuilder, Vectors, request_features
 from feature_repo.views import FeatureService
 from schemas.records import ViewStamp
 from schemas.topics import PREDICTION_TOPICS
+from services.canary import Split
 
 __all__ = ["NO_PLACE", "Arrived", "Scored", "predict", "scorer_group"]
 
@@ -41,10 +42,25 @@ class Arrived(msgspec.Struct, frozen=True, gc=False):
     short: bool = False
 
 
+class Decider(NamedTuple):
+    """Which version an event is scored by, and whether it is a canary's candidate."""
+
+    version: str | None
+    threshold: float | None
+    candidate: bool
+
+    @classmethod
+    def of(cls, champion: Model | None) -> Decider:
+        return cls(None, None, False) if champion is None else cls(champion.version, champion.threshold, False)
+
+
 class Scored(msgspec.Struct, frozen=True, gc=False):
+    """``probe`` travels as the header ``schemas.envelope.PROBE``: what champion and candidate took for one and the same row."""
+
     key: bytes
     prediction_id: str
     value: bytes
+    probe: bytes | None = None
 
 
 def scorer_group(model: str) -> str:
@@ -53,10 +69,11 @@ def scorer_group(model: str) -> str:
 
 
 def predict(name: str, builder: VectorBuilder, batch: Sequence[Arrived], reading: Reading | None, model: Model | None,
-            read_ms: int, epoch: int | None = None) -> list[Scored]:
+            read_ms: int, epoch: int | None = None, split: Split | None = None) -> list[Scored]:
     """One prediction an event. ``reading`` None: the store did not answer, the model's declared defaults stand in, degraded.
 
     Without a model the score is null and the vector is logged all the same. ``read_ms`` and ``epoch`` are told, never used in a decision.
+    With a ``split`` some are made by its candidate.
     """
     service = builder.service
     contract = PREDICTION_TOPICS[service.predictions]
@@ -64,21 +81,43 @@ def predict(name: str, builder: VectorBuilder, batch: Sequence[Arrived], reading
     events = [arrived.event for arrived in batch]
     vectors = builder.build(events, reading) if reading is not None else Vectors(_defaults(service, events, model), ())
     scores = model.score(vectors.matrix).tolist() if model is not None else [None] * len(events)
-    threshold = model.threshold if model is not None else None
-    version = model.version if model is not None else None
+    deciders = [Decider.of(model)] * len(events)
+    probe = _split(split, model, service, events, vectors.matrix, scores, deciders, reading is None) if split is not None else None
     stamps = _stamps(service, vectors.stamps, len(events))
     degraded = _degraded(service, vectors.stamps, batch, reading)
     applied: Any = ENCODE({view.name: marks for view, marks in zip(service.views, reading.applied, strict=True)} if reading else {})
     applied = msgspec.Raw(applied)  # the same for the whole batch
     digest, head = xxh3_128_hexdigest, f"{name}|"
     scored = []
-    for arrived, event, row, score, stamp, poor in zip(batch, events, vectors.matrix.tolist(), scores, stamps, degraded, strict=True):
+    for arrived, event, row, score, stamp, poor, (version, threshold, mine) in zip(
+            batch, events, vectors.matrix.tolist(), scores, stamps, degraded, deciders, strict=True):
         identity = digest(f"{head}{event.event_time}|{event.event_id}".encode())  # as pairs.prediction_id, without its call
         scored.append(Scored(key_of(event).encode(), identity, ENCODE(record(
             identity, event.event_id, event.event_time, *entities_of(event), arrived.partition, arrived.offset,
             arrived.arrival_ms, name, version, service.definition_hash, score, threshold, score >= threshold if model else None, poor,
-            arrived.late, row, stamp, applied, read_ms, epoch))))
+            arrived.late, row, stamp, applied, read_ms, epoch, mine)), probe))
+        probe = None
     return scored
+
+
+def _split(split: Split, champion: Model | None, service: FeatureService, events: Sequence[Any], matrix: Any, scores: list[Any],
+           deciders: list[Decider], store_down: bool) -> bytes | None:
+    """Put the candidate's word in the place of the champion's for the events that are its own. Returns what a probe measured, if any.
+
+    Without a store the rows hold the champion's defaults: the candidate has its own.
+    """
+    candidate = split.candidate
+    if champion is None or candidate is None or not (chosen := split.chosen(events)):
+        return None
+    if store_down:
+        matrix[chosen] = _defaults(service, [events[at] for at in chosen], candidate)
+    own = split.score(matrix[chosen])
+    if own is None:
+        return None
+    decider = Decider(candidate.version, candidate.threshold, True)
+    for at, score in zip(chosen, own, strict=True):
+        scores[at], deciders[at] = score, decider
+    return split.probe(champion, candidate, matrix[chosen[:1]])
 
 
 def _entities(service: FeatureService) -> Callable[[Any], tuple[str, ...]]:

@@ -41,7 +41,7 @@ def test_the_topics_container_creates_the_catalogue_and_ends(runtime: Runtime, t
     assert "transactions.valid" in done.stdout
 
 
-@pytest.mark.parametrize("service", ["worker", "loop", "scorer", "reasons", "shadow", "runner", "compactor", "api"])
+@pytest.mark.parametrize("service", ["worker", "loop", "scorer", "reasons", "shadow", "runner", "guard", "compactor", "api"])
 def test_a_container_becomes_ready_and_stops_on_sigterm(service: str, runtime: Runtime, tmp_path: Path) -> None:
     command, environment = plain(service, runtime, tmp_path)
     log = tmp_path / "log"
@@ -67,7 +67,7 @@ def test_containers_run_what_up_runs() -> None:
 def test_containers_of_headrace_use_only_known_settings() -> None:
     known = {f"HEADRACE_{name.upper()}" for name in Settings.model_fields}
     ours = [name for name, service in SERVICES.items() if service["image"] == "headrace"]
-    assert ours == ["topics", "worker", "loop", "scorer", "reasons", "shadow", "runner", "compactor", "api"]
+    assert ours == ["topics", "worker", "loop", "scorer", "reasons", "shadow", "runner", "guard", "compactor", "api"]
     assert set().union(*(SERVICES[name]["environment"] for name in ours)) <= known
 
 

@@ -252,7 +252,8 @@ def test_the_claim_of_a_home_names_its_holder_and_ends_with_it(tmp_path: Path) -
 def test_our_processes_get_every_setting_in_their_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(home=tmp_path, workers=2, time="replay")
     processes = own_processes(settings, Endpoints("broker:1", "redis://:secret@host:1/0"))
-    assert [process.name for process in processes] == ["worker-1", "worker-2", "loop", "scorer", "shadow", "runner", "api"]
+    assert [process.name for process in processes] == \
+        ["worker-1", "worker-2", "loop", "scorer", "reasons", "shadow", "runner", "guard", "api"]
     for name, value in processes[1].env.items():
         monkeypatch.setenv(name, value)
     told = read_settings()

@@ -66,7 +66,8 @@ class Lane:
     def facts(self) -> dict[str, Any]:
         """Which model and definitions an event would be scored with now."""
         spec, model = self.judge.spec, self.judge.model
-        return {"model": spec.name, "model_version": model.version if model else None, "epoch": getattr(self.judge, "epoch", None),
+        return {"model": spec.name, "model_version": model.version if model else None, "epoch": self.judge.epoch,
+                "canary": self.judge.canary,
                 "service": spec.service.name, "service_hash": spec.service.definition_hash,
                 "threshold": model.threshold if model else None}
 

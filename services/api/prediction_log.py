@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 from confluent_kafka import KafkaException, Producer
 
-from schemas.envelope import CE_TYPE, SCORED_EVENT
+from schemas.envelope import CE_TYPE, PROBE, SCORED_EVENT
 from schemas.errors import LogError
 from schemas.topics import PREDICTION_TOPICS, answered_topic
 from services.api.spool import Spool, frames
@@ -45,6 +45,7 @@ class Logged(msgspec.Struct, frozen=True, gc=False, array_like=True):
     value: bytes
     prediction_id: str
     event: bytes = b""
+    probe: bytes | None = None
 
     @property
     def size(self) -> int:
@@ -104,7 +105,7 @@ class PredictionLog:
         Returns, while Kafka does not answer, what to wait for before they are told to anyone.
         """
         topic, encode = answered_topic(predictions), EVENT.encode
-        records = [Logged(topic, result.key, result.value, result.prediction_id, encode(event))
+        records = [Logged(topic, result.key, result.value, result.prediction_id, encode(event), result.probe)
                    for event, result in zip(events, results, strict=True)]
         if self.spooling:
             return self._to_disk(records)
@@ -138,6 +139,8 @@ class PredictionLog:
     def _produce(self, record: Logged, delivered: Any) -> bool:
         headers: Any = [("ce_specversion", b"1.0"), (CE_TYPE, _type_of(record.topic)), ("ce_source", b"headrace/api"),
                         ("content-type", b"application/json"), ("ce_id", record.prediction_id.encode()), (SCORED_EVENT, record.event)]
+        if record.probe is not None:
+            headers.append((PROBE, record.probe))
         try:
             self._producer.produce(record.topic, record.value, record.key, on_delivery=delivered, headers=headers)
         except BufferError:

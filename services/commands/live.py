@@ -45,5 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def line(release: Release) -> str:
-    return (f"{release.model} version {release.champion}, epoch {release.epoch}, since {iso(release.at_ms)}: {release.why} "
-            f"(by {release.by}, release {release.release_id})")
+    canary, rest = release.canary, ""
+    if canary is not None:
+        rest = f", version {canary.version} in canary at {canary.share / 100:g} % (step {canary.step + 1} of {len(canary.steps)})"
+    if release.shadows:
+        rest += f", in shadow {', '.join(release.shadows)}"
+    return (f"{release.model} version {release.champion}, epoch {release.epoch}{rest}, since {iso(release.at_ms)}: {release.why} "
+            f"({'' if release.action == 'champion' else release.action + ' '}by {release.by}, release {release.release_id})")

@@ -1,4 +1,4 @@
-"""``headrace models list|show|compare``"""
+"""``headrace models list|show|compare|approve``"""
 
 from __future__ import annotations
 
@@ -28,6 +28,12 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("versions", nargs=2, metavar="MODEL@VERSION")
     parser.add_argument("--shadow", action="store_true", help="on events that both scored, one of them in shadow: exact pairs, and what "
                         "became known of them")
+    parser = add_command(actions, "approve", approve_one, example="headrace models approve fraud 3 --evidence 5f2c... --why reviewed",
+                         help="say that a version may be released on the evidence that is named")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("version", metavar="VERSION")
+    parser.add_argument("--evidence", required=True, metavar="HASH", help="of what was looked at, as `headrace models show` has it")
+    parser.add_argument("--why", required=True, help="goes on the record")
 
 
 def list_(arguments: argparse.Namespace) -> None:
@@ -49,13 +55,16 @@ def show_one(arguments: argparse.Namespace) -> None:
     from feature_repo.manifest import CARD_FILE
     from jobs.evidence import gate_card, read_evidence
     from schemas.settings import read_settings
+    from services.approvals import seen_of
 
     settings = read_settings()
     folder, manifest = _read(settings, arguments.version)
     seen = read_evidence(settings.models, manifest.model, manifest.version)
     card = (folder / CARD_FILE).read_text() + ("" if seen is None else "\n" + gate_card(seen))
-    show(arguments, {**msgspec.to_builtins(manifest), "live": _live(settings, manifest.model) == manifest.version,
-                     "gates": None if seen is None else msgspec.to_builtins(seen)}, card)
+    evidence = seen_of(settings, manifest.model, manifest.version).evidence
+    show(arguments, {**msgspec.to_builtins(manifest), "live": _live(settings, manifest.model) == manifest.version, "evidence": evidence,
+                     "gates": None if seen is None else msgspec.to_builtins(seen)},
+         f"{card}\nEvidence {evidence}: `headrace models approve` names it.")
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -99,6 +108,26 @@ def _parts(text: str) -> tuple[str, str]:
     if not model or not version:
         raise SettingsError(f"{text!r} names no version", hint="write fraud@3; `headrace models list` says which there are")
     return model, version
+
+
+def approve_one(arguments: argparse.Namespace) -> None:
+    import msgspec
+
+    from feature_repo.use_cases import find_model
+    from schemas.errors import JobError
+    from schemas.settings import read_settings
+    from services.approvals import approve
+    from services.release_machine import Refusal
+    from services.releasing import now_ms
+    from services.runtime.endpoints import endpoints
+
+    settings = read_settings()
+    at = endpoints(settings)
+    model = find_model(settings, arguments.model).name
+    made = approve(settings, at.kafka, model, arguments.version, arguments.evidence, arguments.why, now_ms(settings, at))
+    if isinstance(made, Refusal):
+        raise JobError(made.fact, hint=made.hint)
+    show(arguments, msgspec.to_builtins(made), f"{model}@{made.version} is approved by {made.by} on evidence {made.evidence}")
 
 
 def _folders(settings: Settings, model: str) -> list[Path]:

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from feature_repo.vector import VectorBuilder
     from schemas.settings import read_settings
     from services.lookup import clock_ms, vector_for
-    from services.releasing import live_bundle, read_chain
+    from services.releasing import deciding_bundle, read_chain
     from services.runtime.endpoints import endpoints
 
     settings = read_settings()
@@ -49,8 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
         row, _ = vector_for(VectorBuilder(spec.service), reader, event)
     finally:
         reader.close()
-    live = live_bundle(settings.models, spec.name, read_chain(at.kafka))
-    model = load_bundle(live[0], spec.service, settings.key_folder) if live is not None else None
+    bundle = deciding_bundle(settings.models, spec, read_chain(at.kafka), event)
+    model = load_bundle(bundle, spec.service, settings.key_folder) if bundle is not None else None
     score = float(model.score(row.reshape(1, -1))[0]) if model is not None else None
     alert = score >= model.threshold if model is not None and score is not None else None
     features = {name: None if math.isnan(x) else x for name, x in zip(spec.service.feature_names, row.tolist(), strict=True)}

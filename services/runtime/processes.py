@@ -25,6 +25,7 @@ COMMANDS = {
     "shadow": (sys.executable, "-m", "services.shadow"),
     "compactor": (sys.executable, "-m", "services.compactor"),
     "runner": (sys.executable, "-m", "services.runner"),
+    "guard": (sys.executable, "-m", "services.guard"),
     "api": (sys.executable, "-m", "services.api"),
 }
 ROLES = tuple(COMMANDS)
@@ -33,7 +34,7 @@ ROLES = tuple(COMMANDS)
 def own_processes(settings: Settings, at: Endpoints, roles: Sequence[str] = ROLES) -> list[Process]:
     """The processes of ``roles``: ``settings.workers`` workers (worker-1, worker-2, ...), the loop where something is to be joined or
     watched, a scorer of each model that is on and its shadow, one that writes the reasons of alerts, a compactor where a view has
-    something to compact, a runner of retrains where a model is watched, and the HTTP API."""
+    something to compact, a runner of retrains where a model is watched, a guard of canaries, and the HTTP API."""
     wanted = models(settings)
     may_fold = (*fed_views(settings), *(view for case in declared(settings) for view in case.views))
     commands = {
@@ -46,6 +47,7 @@ def own_processes(settings: Settings, at: Endpoints, roles: Sequence[str] = ROLE
                    for spec in wanted},
         "compactor": {"compactor": COMMANDS["compactor"]} if any(view.hops for view in may_fold) else {},
         "runner": {"runner": COMMANDS["runner"]} if any(spec.drift for spec in wanted) else {},
+        "guard": {"guard": COMMANDS["guard"]},
         "api": {"api": COMMANDS["api"]},
     }
     return [_process(settings, at, name, command) for role in roles for name, command in commands[role].items()]

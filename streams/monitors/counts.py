@@ -49,6 +49,7 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     degraded: bool
     late: bool
     features: list[float | None]
+    candidate: bool = False
 
 
 DECODE_ALL = msgspec.json.Decoder(list[Seen]).decode
@@ -243,7 +244,9 @@ def _histogram(part: WindowPart, version: str, rows: list[Seen], reference: Refe
     if held is None:
         empty = [[0] * (BINS + 2) for _ in reference.features] if reference is not None else None
         held = part.versions[version] = Predicted(0, 0, empty, [0] * (BINS + 2) if reference is not None else None)
-    held.n, held.last_ms = held.n + len(rows), max(held.last_ms, rows[-1].arrival_ms)
+    held.n += len(rows)
+    deciding_ms = next((row.arrival_ms for row in reversed(rows) if not row.candidate), 0)  # one in canary is not crowned
+    held.last_ms = max(held.last_ms, deciding_ms)
     if reference is None or held.features is None or held.score is None:
         return
     width = len(reference.features)
