@@ -194,15 +194,14 @@ def test_parity_finds_wrong_values_and_counts_apart_what_it_cannot_judge(spark: 
     assert {example["prediction_id"] for example in result.examples} > {"w1", "w2", "w3", "w4"}
 
 
-@pytest.mark.parametrize("drop", [False, True])
-def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_path: Path, drop: bool) -> None:
-    """The archive grows by arbitrary cuts of each partition, so predictions come before what they read."""
+def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_path: Path) -> None:
+    """The archive grows by arbitrary cuts of each partition, so predictions come before what they read. One append is dropped."""
     world, settings, draw = hostile_world(5, size=120), Settings(home=tmp_path), random.Random(5)
-    serve(world, 5, drop=drop)
+    serve(world, 5, drop=True)
     rows = world.bronze().to_pylist()
     ends: dict[tuple[str, int], int] = {}
     judged: list[int] = []
-    for share in (0.2, 0.3, 0.6, 1.0):
+    for share in (0.2, 0.6, 1.0):
         cuts = {place: draw.uniform(share / 2, 1.0) if share < 1 else 1.0 for place in {(row["topic"], row["partition"]) for row in rows}}
         part = []
         for place, cut in sorted(cuts.items()):
@@ -223,11 +222,10 @@ def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_pa
     assert verdicts(spark, settings) == verdicts(spark, whole)
     assert (found.predictions, found.exact, found.in_flight, found.unexplained, found.duplicates) == \
         (at_once.predictions, at_once.exact, at_once.in_flight, at_once.unexplained, at_once.duplicates)
-    assert (found.unexplained > 0) is drop
+    assert found.unexplained > 0
     assert 0 < judged[-1] < found.predictions, "the last part judged only what was open"
     assert open_predictions(spark, path, basis, now, SERVICE, False).predictions.count() == found.unexplained
     assert open_predictions(spark, path, "another", now, SERVICE, False).predictions.count() == found.predictions
-    assert parity(settings, SERVICE, spark, again=True).exact == found.exact
 
 
 def verdicts(spark: Any, settings: Settings) -> dict[str, tuple[Any, ...]]:
