@@ -64,4 +64,4 @@ def watched(history: Sequence[Release], epoch: int | None, maturity_ms: int) -> 
 
 
 def _taken_back(release: Release) -> bool:
-    return release.release_id.startswith(ROLLBACK) or getattr(release, "action", None) == "rollback"
+    return release.release_id.startswith(ROLLBACK) or release.action == "rollback"
