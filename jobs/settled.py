@@ -73,7 +73,7 @@ def open_predictions(spark: SparkSession, path: str, basis: str, archive: DataFr
     unsettled = every_prediction(records.join(kept.select("logged_position"), "logged_position", "left_anti"), service, answers).predictions
     if not answers:  # of which none is a copy of another
         unsettled = unsettled.join(carried.select("prediction_id"), "prediction_id", "left_anti")
-    predictions = unsettled.persist()
+    predictions = unsettled.coalesce(spark.sparkContext.defaultParallelism).persist()  # what is persisted keeps all partitions of its joins
     first = predictions.where("fault IS NULL").agg(F.min("event_time")).collect()[0][0]
     return Open(predictions, carried, first - history_ms(service.views) if first is not None else LAST_MS)
 

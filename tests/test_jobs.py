@@ -225,6 +225,7 @@ def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_pa
     assert found.unexplained > 0
     assert 0 < judged[-1] < found.predictions, "the last part judged only what was open"
     assert open_predictions(spark, path, basis, now, SERVICE, False).predictions.count() == found.unexplained
+    assert parity(settings, SERVICE, spark, again=True).exact == found.exact
     assert open_predictions(spark, path, "another", now, SERVICE, False).predictions.count() == found.predictions
 
 
