@@ -88,7 +88,7 @@ def test_a_model_that_asks_for_a_person_is_released_only_with_one(runtime: Runti
     gates = [Evidence("quality", "PASS", "better", {"b": 1, "a": [1.5]})]
     path = settings.models / "fraud" / "evidence" / "2.json"
     path.parent.mkdir()
-    path.write_bytes(msgspec.json.encode({"model": "fraud", "version": "2", "evidence": gates, "evidence_hash": evidence_hash(gates)}))
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(verdict, evidence=gates, evidence_hash=evidence_hash(gates))))
     assert "has changed since" in refused("release", "canary", "fraud@2", "--why", "good"), "other evidence voids it"
     assert not runner._release(request, verdict)
     said("models", "approve", "fraud", "2", "--why", "again", "--evidence", evidence_hash(gates))
