@@ -178,6 +178,17 @@ def test_labels_that_stay_away_are_a_fault_of_the_labels() -> None:
     assert "pipeline: labels" in reasons(run(stream))
 
 
+def test_labels_that_stay_away_are_seen_in_the_echo_of_another_fault() -> None:
+    """Nulls make features wrong for a long time, and take no event its label."""
+    stream = make_stream(WINDOWS_RUN, seed=2, change=Change(1, 3, nulls=0.4))
+    for log in stream.evaluations:
+        log[:] = [replace(record, offset=i) for i, record in enumerate(log[:len(log) // 3])]
+    memory = Memory(stream)
+    end_of_time(memory, START + WINDOWS_RUN * WINDOW)
+    Workers(memory, make_watch(spec=replace(SPEC, drift=replace(POLICY, echo_ms=WINDOWS_RUN * WINDOW)))).run()
+    assert {"null-share", "labels"} <= {each.signal for each in said(memory, DETECTIONS, Detection)}
+
+
 def test_partitions_without_traffic_close_their_windows_by_marks_with_the_same_in_them() -> None:
     stream = make_stream(WINDOWS_RUN, quiet=range(3, 7))
     memory = run(stream)

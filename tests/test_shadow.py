@@ -101,11 +101,15 @@ def test_a_vector_of_other_features_has_no_pair(versions: tuple[Settings, dict[s
 
 @contextmanager
 def shadow_process(settings: Settings, runtime: Runtime, log: Path) -> Any:
-    told = {"HOME": settings.home, "KAFKA": runtime.kafka, "TIME": settings.time, "SHADOW_BEHIND": settings.shadow_behind}
+    ready = log.with_suffix(".ready")
+    ready.unlink(missing_ok=True)
+    told = {"HOME": settings.home, "KAFKA": runtime.kafka, "TIME": settings.time, "SHADOW_BEHIND": settings.shadow_behind,
+            "READY_FILE": ready}
     environment = {**os.environ, **{f"HEADRACE_{name}": str(value) for name, value in told.items()}}
     command = [sys.executable, "-m", "services.shadow"]
     with log.open("ab") as out, subprocess.Popen(command, env=environment, stdout=out, stderr=out) as process:
         try:
+            eventually(lambda: ready.exists() or process.poll() is not None, 60)  # before that it does not hear SIGTERM
             yield process
         finally:
             process.kill()

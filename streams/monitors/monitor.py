@@ -46,6 +46,8 @@ QUIET = 7
 KEPT_VERSIONS, KEPT_DECISIONS = 3, 14
 ECHOING = frozenset({"volume", "null-share", "scale"})
 """Faults after which features are wrong for as long as their windows hold them: events were lost, or were not what they should be."""
+OF_VALUES = frozenset({"null-share", "scale"})
+"""Faults that leave every event its label."""
 NONE = "none"
 """The reference of a version that has none."""
 
@@ -110,6 +112,9 @@ class Monitor:
                 for verdict in feed_verdicts(counts, copies, count_features(parts, champion), reference, state.usual)]
         oldest = until - watch.policy.age_ms - 2 * watch.policy.window_ms
         state.tainted = sorted(at for at in {*state.tainted, *self._tainted(window_ms, feed)} if at >= oldest)
+        if any(each.verdict.status == "ALARM" and each.name not in OF_VALUES for each in feed):
+            state.miscounted.append(window_ms)
+        state.miscounted = [at for at in state.miscounted if at >= oldest]
         judged = {version: self._judge_version(state, version, window_ms, parts) for version in sorted(state.versions)}
         of_champion = judged.get(champion, Judged((), Performance()))
         signed = [*feed, *of_champion.performance.feed, *of_champion.signals]
@@ -129,7 +134,7 @@ class Monitor:
         if version not in self._tools:
             self._tools[version] = instruments(reference, watch.policy)
         return judge_version(state.versions[version], version, reference, self._tools[version], watch.policy, window_ms, parts,
-                             state.tainted)
+                             state.tainted, state.miscounted)
 
     def _crown(self, state: MonitorState, parts: list[WindowPart]) -> None:
         """The champion is the version that predicted last. With another one the levels begin anew; its own detectors come back."""

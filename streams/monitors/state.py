@@ -49,8 +49,9 @@ class MonitorState(msgspec.Struct):
     """``marks``: topic -> offset up to and with which its records are in. ``until``: place -> it has told all windows before.
 
     Windows before ``judged_ms`` are judged. ``tainted``: those in which the feed was at fault, or whose features still hold such a
-    fault, for as long as their losses are to come. ``alarming``: version and signal -> the detection that began it. ``episode_matured``:
-    labels that had matured when the open episode began. ``asked``: calendar or labels -> up to which period, or volume, it was asked for.
+    fault, for as long as their losses are to come; ``miscounted``: those in which events were lost, repeated or misdated. ``alarming``:
+    version and signal -> the detection that began it. ``episode_matured``: labels that had matured when the open episode began.
+    ``asked``: calendar or labels -> up to which period, or volume, it was asked for.
     """
 
     marks: dict[str, int] = {}
@@ -67,6 +68,7 @@ class MonitorState(msgspec.Struct):
     versions: dict[str, VersionState] = {}
     usual: dict[str, list[float]] = {}
     tainted: list[int] = []
+    miscounted: list[int] = []
     alarming: dict[str, str] = {}
     told: list[str] = []
     detected: dict[str, int] = {}

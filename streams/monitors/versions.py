@@ -82,13 +82,14 @@ def count_features(parts: Iterable[WindowPart], version: str) -> Any:
 
 
 def judge_version(state: VersionState, version: str, reference: Reference, tools: Mapping[str, Instrument], policy: DriftPolicy,
-                  window_ms: int, parts: Iterable[WindowPart], tainted: Collection[int]) -> Judged:
+                  window_ms: int, parts: Iterable[WindowPart], tainted: Collection[int], miscounted: Collection[int]) -> Judged:
     """Close the window that begins at ``window_ms`` for one version.
 
     What was predicted in ``tainted`` windows is no evidence of any drift: an alarm outlasts what raised it, and would outlast the fault.
+    Of ``miscounted`` ones it is not asked whether labels are missing: of lost, repeated or misdated events they are.
     """
     until = window_ms + policy.window_ms
-    performance = _performance(state, reference, policy, until, tainted)
+    performance = _performance(state, reference, policy, until, miscounted)
     bad = {*tainted, *(int(performance.figures["cohort_ms"] or 0) for signed in performance.feed if signed.verdict.status == "ALARM")}
     shapes: dict[str, Any] = {FEATURES: None, SCORE: None}
     if window_ms not in bad:
@@ -142,15 +143,15 @@ def _signed(name: str, tool: Instrument, verdict: Verdict, news: bool) -> Signed
     return Signed(name, tool.family, tool.slice, verdict, tool.per_90_days(verdict), news)
 
 
-def _performance(state: VersionState, reference: Reference, policy: DriftPolicy, until: int, tainted: Collection[int]) -> Performance:
-    """Of the cohorts that are of age now; the newest of them is shown. Of ``tainted`` ones it is not asked whether labels are missing."""
+def _performance(state: VersionState, reference: Reference, policy: DriftPolicy, until: int, miscounted: Collection[int]) -> Performance:
+    """Of the cohorts that are of age now; the newest of them is shown. Of ``miscounted`` ones it is not asked whether labels lack."""
     figures: dict[str, float | None] = {}
     feed: tuple[Signed, ...] = ()
     for window_ms in sorted(at for at in state.cohorts if at + policy.window_ms + policy.age_ms <= until):
         cohort = state.cohorts.pop(window_ms)
         _, false, missed, right = cohort.table
         labelled = sum(cohort.table)
-        feed = (Signed("labels", "feed", "", labels_verdict(cohort.n, labelled, reference)),) if window_ms not in tainted else ()
+        feed = (Signed("labels", "feed", "", labels_verdict(cohort.n, labelled, reference)),) if window_ms not in miscounted else ()
         figures = {"cohort_ms": window_ms, "predictions": cohort.n, "labelled": labelled,
                    "error": _share(false + missed, labelled), "precision": _share(right, right + false),
                    "recall": _share(right, right + missed), "auc": _auc(cohort.scores)}
