@@ -1,7 +1,8 @@
 """What parity has settled before: a verdict that nothing archived later can change is carried over, not computed again.
 
-A prediction's reads depend on the log up to the offsets that it had seen. Once the archive holds all of those, its verdict stays,
-unless the feature service, the archive or what was erased from it is another: that is a verdict's basis.
+A prediction's reads depend on the log up to the offsets that it had seen. Once the archive holds all of those, what is explained stays so,
+unless the feature service, the archive or what was erased from it is another: that is a verdict's basis. Whether it is exact or in flight
+also takes what had arrived but was not seen yet; that is there because ``jobs.archive`` brings sources after predictions.
 """
 
 from __future__ import annotations
