@@ -266,7 +266,7 @@ def test_no_process_ended_and_no_lag_is_left(sending: Sending) -> None:
     assert {process.restarts for process in state.processes} == {0}
     status = headrace(sending, "status")
     waited_for = [group for group in status["groups"] if group["group"] != LOOP]
-    assert len(waited_for) == len(VIEWS) + 1
+    assert len(waited_for) == len(VIEWS) + 2, "of each view, the scorer and the shadow"
     assert {(group["lag_events"], group["lag_s"]) for group in waited_for} == {(0, 0.0)}
     assert status["dead_letters"] == {source: len(refused) for source, refused in sending.refused.items()}
 
