@@ -1,4 +1,7 @@
-"""What a device scores is what a scorer scores, to the last bit, with Python, numpy and onnxruntime alone."""
+"""What a device scores is what a scorer scores, to the last bit, with Python, numpy and onnxruntime alone.
+
+Over 300 lines: one exported folder, which takes long to make, serves all of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Policy and governor: what earns a retrain, and invariants over random histories."""
+"""Policy and governor: what earns a retrain, and invariants over random histories.
+
+Over 300 lines: the invariants and the examples are of one machine and share its drawn histories.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""P23: a hostile model file runs nothing. Each bundle of the corpus is refused before anything in it is opened; the untouched one loads."""
+"""P23: a hostile model file runs nothing. Each bundle of the corpus is refused before anything in it is opened; the untouched one loads.
+
+Over 300 lines: the corpus is one table of ways to attack a bundle, beside what must refuse them.
+"""
 
 from __future__ import annotations
 
