@@ -12,5 +12,5 @@ COPY services services
 # Editable: ivy.xml, which pins the jars of Spark jobs, is found beside the packages.
 RUN pip install --no-cache-dir --no-deps --editable .
 USER headrace
-ENV HEADRACE_HOME=/data
+ENV HEADRACE_HOME=/data MALLOC_ARENA_MAX=2
 CMD ["headrace", "--help"]

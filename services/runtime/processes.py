@@ -29,6 +29,8 @@ COMMANDS = {
     "api": (sys.executable, "-m", "services.api"),
 }
 ROLES = tuple(COMMANDS)
+ARENAS = {"MALLOC_ARENA_MAX": "2"}
+"""glibc gives every thread an arena of its own and hands none of it back: 226 MB for a worker instead of 190, at the same speed."""
 
 
 def own_processes(settings: Settings, at: Endpoints, roles: Sequence[str] = ROLES) -> list[Process]:
@@ -59,7 +61,7 @@ def _process(settings: Settings, at: Endpoints, name: str, command: tuple[str, .
     own = settings.model_copy(update={"home": settings.home.resolve(), "kafka": at.kafka, "redis": SecretStr(at.redis),
                                       "ready_file": ready})
     # The first start compiles the kernel, which takes a minute on a slow machine.
-    return Process(name, command, partial(_ready, ready), env=_environment(own), start_s=120.0, stop_s=20.0)
+    return Process(name, command, partial(_ready, ready), env=ARENAS | _environment(own), start_s=120.0, stop_s=20.0)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
