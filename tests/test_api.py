@@ -21,7 +21,7 @@ from jobs.archive import archive
 from jobs.events import bronze_path, complete_path, newest_version
 from jobs.explain import explain
 from jobs.parity import parity
-from jobs.spark import session, write_text
+from jobs.spark import write_text
 from schemas.errors import JobError
 from schemas.fraud import Prediction
 from schemas.settings import Settings
@@ -248,7 +248,7 @@ def test_a_store_that_lost_what_it_had_makes_answers_degraded_until_it_is_back(a
     eventually(lambda: api.post("/v1/score", api.event()).body["degraded"] is False)
 
 
-def test_every_answer_is_recomputed_from_the_log_alone(api: Api) -> None:
+def test_every_answer_is_recomputed_from_the_log_alone(spark: Any, api: Api) -> None:
     """Also of events that never come by the log; the control: one that was told otherwise is found."""
     settings = Settings(home=api.home, kafka=api.runtime.kafka, redis=SecretStr(api.runtime.redis))
     asked = api.event(card_id="asked", terminal_id="t1")
@@ -265,22 +265,21 @@ def test_every_answer_is_recomputed_from_the_log_alone(api: Api) -> None:
     late = api.post("/v1/score", {**api.event(card_id="asked"), "event_time": asked["event_time"] - 3 * DAY_MS})
     assert late.body["late"]
     answers = [p for p in map(msgspec.json.decode, (m.value() for m in read_topic(api.runtime.kafka, "predictions.answered")))]
-    with session(settings, "answers") as spark:
-        archive(settings, api.runtime.kafka, spark)
-        found = parity(settings, SERVICE, spark, answers=True)
-        assert found.unexplained == 0, found.examples
-        assert found.predictions == len(answers) == found.exact + found.in_flight + found.degraded
-        assert found.exact > 0
-        assert found.duplicates == 0
-        assert parity(settings, SERVICE, spark).unexplained == 0, "what was answered is none of the log's predictions"
-        table = spark.read.format("delta").load(bronze_path(settings))
-        row = table.where("topic = 'predictions.answered'").orderBy("arrival_ms").tail(1)[0]
-        forged = {**json.loads(row.value), "features": [7.0, *json.loads(row.value)["features"][1:]]}
-        (spark.createDataFrame([(*row[:2], row.offset + 1, *row[3:5], json.dumps(forged).encode(), row.headers)],
-                               table.schema)
-         .write.format("delta").mode("append").save(bronze_path(settings)))
-        write_text(spark, complete_path(settings), str(newest_version(spark, settings)))
-        assert parity(settings, SERVICE, spark, answers=True).unexplained == 1
+    archive(settings, api.runtime.kafka, spark)
+    found = parity(settings, SERVICE, spark, answers=True)
+    assert found.unexplained == 0, found.examples
+    assert found.predictions == len(answers) == found.exact + found.in_flight + found.degraded
+    assert found.exact > 0
+    assert found.duplicates == 0
+    assert parity(settings, SERVICE, spark).unexplained == 0, "what was answered is none of the log's predictions"
+    table = spark.read.format("delta").load(bronze_path(settings))
+    row = table.where("topic = 'predictions.answered'").orderBy("arrival_ms").tail(1)[0]
+    forged = {**json.loads(row.value), "features": [7.0, *json.loads(row.value)["features"][1:]]}
+    (spark.createDataFrame([(*row[:2], row.offset + 1, *row[3:5], json.dumps(forged).encode(), row.headers)],
+                           table.schema)
+     .write.format("delta").mode("append").save(bronze_path(settings)))
+    write_text(spark, complete_path(settings), str(newest_version(spark, settings)))
+    assert parity(settings, SERVICE, spark, answers=True).unexplained == 1
     told = explain(settings, first["prediction_id"], answer=True)
     assert told["logged"]["topic"] == "predictions.answered"
     view = told["views"][0]

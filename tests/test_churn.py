@@ -119,11 +119,10 @@ class Seen:
 @pytest.fixture(scope="module", params=["drawn", pytest.param("real", marks=[
     pytest.mark.slow, pytest.mark.skipif(not os.environ.get("HEADRACE_DATA"), reason="set HEADRACE_DATA to the folder of the real input"),
 ])])
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+def seen(request: pytest.FixtureRequest, spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     from jobs.archive import archive
     from jobs.parity import parity
     from jobs.registry import register
-    from jobs.spark import session
     from jobs.train import train
     from jobs.training_rows import parse_period
     from jobs.training_set import build_training_set
@@ -143,19 +142,18 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         progress.close()
         asked = ask_at_once(runtime, settings, lockstep.now_ms or 0)
         letters = Counter(letter.reason for letter in read_letters(runtime.kafka, (PURCHASES, CANCELLATIONS, REQUESTS)))
-        with session(settings, "test-churn") as spark:
-            archive(settings, runtime.kafka, spark)
-            built = build_training_set(settings, CHURN, learn.start_ms, judge.end_ms, "known", spark)
-            result = train(built.path, CHURN, learn, judge, settings, data=built.manifest, spark=spark)
-            registered = register(settings, result)
-            rows = spark.read.format("delta").load(built.path).toPandas().to_dict("records")
-            young = build_training_set(settings, CHURN, learn.start_ms, (lockstep.now_ms or 0), "known", spark)
-            with pytest.raises(JobError) as refused:
-                train(young.path, CHURN, learn, judge, settings, spark=spark)
-            old = spark.read.format("delta").load(young.path).where(f"event_time < {judge.end_ms}").toPandas().to_dict("records")
-            yield Seen(read_lines(file), lockstep.sent, letters,
-                       sum(high - low for low, high in end_offsets(runtime.kafka, PREDICTIONS).values()),
-                       parity(settings, SERVICE, spark), rows, old, built.manifest, result, registered, asked, str(refused.value))
+        archive(settings, runtime.kafka, spark)
+        built = build_training_set(settings, CHURN, learn.start_ms, judge.end_ms, "known", spark)
+        result = train(built.path, CHURN, learn, judge, settings, data=built.manifest, spark=spark)
+        registered = register(settings, result)
+        rows = spark.read.format("delta").load(built.path).toPandas().to_dict("records")
+        young = build_training_set(settings, CHURN, learn.start_ms, (lockstep.now_ms or 0), "known", spark)
+        with pytest.raises(JobError) as refused:
+            train(young.path, CHURN, learn, judge, settings, spark=spark)
+        old = spark.read.format("delta").load(young.path).where(f"event_time < {judge.end_ms}").toPandas().to_dict("records")
+        yield Seen(read_lines(file), lockstep.sent, letters,
+                   sum(high - low for low, high in end_offsets(runtime.kafka, PREDICTIONS).values()),
+                   parity(settings, SERVICE, spark), rows, old, built.manifest, result, registered, asked, str(refused.value))
 
 
 def ask_at_once(runtime: Runtime, settings: Settings, at_ms: int) -> dict[str, Any]:

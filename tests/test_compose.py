@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ from tests.deadline import eventually
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def runtime(home: Path) -> Iterator[Runtime]:
+    with Runtime(Settings(home=home, kafka=None, redis=None), roles=()) as runtime:
+        yield runtime
 
 
 def plain(service: str, runtime: Runtime, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -71,8 +83,8 @@ def test_containers_of_headrace_use_only_known_settings() -> None:
     assert set().union(*(SERVICES[name]["environment"] for name in ours)) <= known
 
 
-def test_the_broker_and_the_store_are_set_as_the_embedded_ones_are(runtime: Runtime, tmp_path: Path) -> None:
-    properties = dict(line.split("=", 1) for line in (tmp_path / "home/kafka/server.properties").read_text().splitlines())
+def test_the_broker_and_the_store_are_set_as_the_embedded_ones_are(runtime: Runtime, home: Path) -> None:
+    properties = dict(line.split("=", 1) for line in (home / "kafka/server.properties").read_text().splitlines())
     environment = SERVICES["kafka"]["environment"]
     for name in ("auto.create.topics.enable", "message.max.bytes", "replica.fetch.max.bytes", "group.initial.rebalance.delay.ms"):
         assert environment["KAFKA_" + name.upper().replace(".", "_")] == properties[name]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,7 +21,6 @@ from confluent_kafka import Producer
 
 from jobs.archive import archive
 from jobs.events import bronze_path
-from jobs.spark import session
 from schemas.envelope import SOURCE_OFFSET, header
 from schemas.fraud import TRANSACTIONS
 from schemas.settings import Settings
@@ -75,11 +75,10 @@ def test_worker_and_scorer_go_on_and_dead_letters_keep_the_name_as_it_can_be_rea
     assert {process.restarts for process in runtime.state.processes} == {0}
 
 
-def test_the_archive_has_them_with_the_name_as_it_can_be_read(running: tuple[Runtime, Settings, Sent]) -> None:
+def test_the_archive_has_them_with_the_name_as_it_can_be_read(spark: Any, running: tuple[Runtime, Settings, Sent]) -> None:
     runtime, settings, _ = running
-    with session(settings, "tests") as spark:
-        archive(settings, runtime.kafka, spark)
-        rows = spark.read.format("delta").load(bronze_path(settings)).where(f"topic = '{TRANSACTIONS}'").orderBy("offset").collect()
+    archive(settings, runtime.kafka, spark)
+    rows = spark.read.format("delta").load(bronze_path(settings)).where(f"topic = '{TRANSACTIONS}'").orderBy("offset").collect()
     assert [dict(row.headers or []).get(READ) for row in rows] == [None] * THIRD + [b"7"] * (THIRD + 1) + [None] * THIRD
 
 

@@ -33,12 +33,11 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory):
+def seen(spark: Any, tmp_path_factory: pytest.TempPathFactory):
     """What came out of the whole path."""
     from jobs.archive import archive
     from jobs.parity import parity
     from jobs.registry import register
-    from jobs.spark import session
     from jobs.train import train
     from jobs.training_rows import parse_period
     from jobs.training_set import build_training_set
@@ -51,14 +50,13 @@ def seen(tmp_path_factory: pytest.TempPathFactory):
                             emissions=USE_CASE.emissions)
         lockstep.run(drain=True)
         progress.close()
-        with session(settings, "test-real-data") as spark:
-            archive(settings, runtime.kafka, spark)
-            known = build_training_set(settings, FRAUD, learn.start_ms, judge.end_ms, "known", spark)
-            result = train(known.path, FRAUD, learn, judge, settings, data=known.manifest, spark=spark)
-            ideal = build_training_set(settings, FRAUD, judge.start_ms, judge.end_ms, "ideal", spark)
-            table = spark.read.format("delta").load(ideal.path).toPandas()
-            yield {"sent": lockstep.sent[TRANSACTIONS], "registered": register(settings, result), "vectors": table,
-                   "metrics": result.manifest.metrics["model"], "parity": parity(settings, SERVICE, spark)}
+        archive(settings, runtime.kafka, spark)
+        known = build_training_set(settings, FRAUD, learn.start_ms, judge.end_ms, "known", spark)
+        result = train(known.path, FRAUD, learn, judge, settings, data=known.manifest, spark=spark)
+        ideal = build_training_set(settings, FRAUD, judge.start_ms, judge.end_ms, "ideal", spark)
+        table = spark.read.format("delta").load(ideal.path).toPandas()
+        yield {"sent": lockstep.sent[TRANSACTIONS], "registered": register(settings, result), "vectors": table,
+               "metrics": result.manifest.metrics["model"], "parity": parity(settings, SERVICE, spark)}
 
 
 def test_every_prediction_is_explained(seen: dict[str, Any]) -> None:

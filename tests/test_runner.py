@@ -20,7 +20,6 @@ from jobs import gates
 from jobs.archive import bronze_path
 from jobs.registry import register, tracking_client
 from jobs.retraining import Plan, Verdict
-from jobs.spark import session
 from jobs.train import train
 from jobs.training_set import build_training_set
 from schemas.errors import LogError
@@ -45,11 +44,11 @@ def said(log: ControlLog) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_retrain_is_released_once_although_its_runner_is_killed_again_and_again(tmp_path: Path) -> None:
+def test_a_retrain_is_released_once_although_its_runner_is_killed_again_and_again(spark: Any, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, time="replay")
     world = changing_world(5)
     serve(world, 5)
-    with Runtime(settings, ("loop",)) as runtime, session(settings, "tests") as spark:
+    with Runtime(settings, ("loop",)) as runtime:
         at_work = settings.model_copy(update={"kafka": runtime.kafka})
         spark.createDataFrame(world.bronze()).coalesce(2).write.format("delta").partitionBy("topic").save(bronze_path(settings))
         learnt, judged = days(0, 8), days(16, 20)

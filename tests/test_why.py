@@ -20,7 +20,6 @@ from feature_repo.pairs import Label, evaluations, scored_of
 from jobs.archive import archive
 from jobs.registry import register, tracking_client
 from jobs.retraining import Asked, Plan, Verdict, retrain, verdict_path
-from jobs.spark import session
 from jobs.train import train
 from jobs.training_set import build_training_set
 from schemas.evaluations import EVALUATIONS, Evaluation
@@ -123,10 +122,10 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+def planted(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
     """A drift from its first wrong alert to the release that cured it, and predictions under both."""
     settings, world = Settings(home=tmp_path_factory.mktemp("home"), time="replay"), changing_world(5)
-    with Runtime(settings, ()) as runtime, session(settings, "tests") as spark:
+    with Runtime(settings, ()) as runtime:
         deltalake.write_deltalake(bronze_path(settings), world.bronze(), partition_by=["topic"])
         learnt, judged = days(0, 8), days(16, 20)
         built = build_training_set(settings, FRAUD, learnt.start_ms, judged.end_ms, engine="process")
