@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from schemas.errors import JobError
-from schemas.jars import jars
+from schemas.jars import class_archive, jars
 from schemas.java import java_home
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["LOG_HOURS", "read_text", "session", "use_session", "write_text"]
+__all__ = ["LOG_HOURS", "archive_spark_classes", "read_text", "session", "use_session", "write_text"]
 
 QUIET = """
 status = error
@@ -39,8 +39,10 @@ BATCH_ROWS = 16_384
 
 
 @contextmanager
-def session(settings: Settings, app: str) -> Iterator[SparkSession]:
+def session(settings: Settings, app: str, options: str = "") -> Iterator[SparkSession]:
     """A Spark session; its JVM and Python workers are gone on leaving. What the JVM says goes to ``<home>/logs/spark.log``.
+
+    ``options`` are further ones of its JVM.
 
     Raises JobError when the JVM does not start, and for what Spark says of a failed job.
     """
@@ -60,7 +62,7 @@ def session(settings: Settings, app: str) -> Iterator[SparkSession]:
     with tempfile.TemporaryDirectory(prefix="headrace-spark-") as folder, log.open("ab") as file, _environment(found):
         quiet = Path(folder, "log4j2.properties")
         quiet.write_text(QUIET)
-        conf = SparkConf(loadDefaults=False).setAll(_options(settings, app, Path(folder), quiet))
+        conf = SparkConf(loadDefaults=False).setAll(_options(settings, app, Path(folder), quiet, options))
         try:
             gateway = launch_gateway(conf, {"stdout": file, "stderr": file})  # type: ignore[no-untyped-call]
         except PySparkException as error:
@@ -77,7 +79,7 @@ def session(settings: Settings, app: str) -> Iterator[SparkSession]:
         finally:
             gateway.shutdown()
             gateway.proc.stdin.close()  # its end of file is what ends the JVM
-            gateway.proc.wait(30)
+            gateway.proc.wait(60)
             SparkContext._gateway = SparkContext._jvm = None  # else this process's next session would call the dead one
 
 
@@ -91,15 +93,43 @@ def use_session(spark: SparkSession | None, settings: Settings, app: str) -> Ite
             yield own
 
 
-def _options(settings: Settings, app: str, folder: Path, quiet: Path) -> list[tuple[str, str]]:
-    cores = os.cpu_count() or 2
-    java = f"-Dlog4j2.configurationFile={quiet.as_uri()} -XX:+UseParallelGC -XX:-UsePerfData"
+def archive_spark_classes(settings: Settings) -> None:
+    """See to it that Spark's ``class_archive`` is there: a session that writes and reads one small table leaves its classes when it ends.
+
+    A Java that cannot write one (it came without an archive of its own) leaves none, and Spark starts as ever.
+    """
+    archive = _class_archive(settings)
+    if archive.exists():
+        return
+    draft = archive.with_suffix(f".{os.getpid()}")
+    with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
+        own = settings.model_copy(update={"home": Path(folder), "spark_master": "local[*]"})
+        with session(own, "classes", f"-XX:ArchiveClassesAtExit={draft}") as spark:
+            spark.range(10).selectExpr("id", "id % 2 part").write.format("delta").partitionBy("part").save(f"{folder}/table")
+            spark.read.format("delta").load(f"{folder}/table").groupBy("part").count().collect()
+    if draft.exists():
+        draft.rename(archive)
+
+
+def _class_archive(settings: Settings) -> Path:
+    import pyspark
+
+    return class_archive(settings, "spark", pyspark.__file__, pyspark.__version__)
+
+
+def _options(settings: Settings, app: str, folder: Path, quiet: Path, options: str) -> list[tuple[str, str]]:
+    cores, extras = os.cpu_count() or 2, [str(jar) for jar in jars(settings, "spark")]
+    java = f"-Dlog4j2.configurationFile={quiet.as_uri()} -XX:+UseParallelGC -XX:-UsePerfData {options}"
+    local = settings.spark_master.startswith("local")
+    if (archive := _class_archive(settings)).exists():
+        java += f" -XX:SharedArchiveFile={archive}"
     return [
         ("spark.master", settings.spark_master),
         ("spark.app.name", f"headrace-{app}"),
         ("spark.driver.memory", settings.spark_memory),
         ("spark.driver.extraJavaOptions", java),
-        ("spark.jars", ",".join(map(str, jars(settings, "spark")))),
+        # On the class path from the start, where there are no executors elsewhere: only such classes can come from an archive.
+        ("spark.driver.extraClassPath", os.pathsep.join(extras)) if local else ("spark.jars", ",".join(extras)),
         ("spark.local.dir", str(folder)),
         ("spark.sql.warehouse.dir", str(folder / "warehouse")),
         ("spark.sql.catalogImplementation", "in-memory"),

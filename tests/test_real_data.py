@@ -19,7 +19,7 @@ from feature_repo.vector import request_features
 from schemas.fraud import TRANSACTIONS, Outcome, Transaction
 from schemas.settings import Settings
 from services.inputs import read_rows
-from services.lockstep import Lockstep
+from services.lockstep import HOUR_MS, Lockstep
 from services.mappings import find_mapping
 from services.runtime.embedded import Runtime
 
@@ -47,7 +47,7 @@ def seen(spark: Any, tmp_path_factory: pytest.TempPathFactory):
     with Runtime(settings) as runtime:
         progress = Progress(runtime.redis, VIEWS, [SERVICE])
         lockstep = Lockstep(runtime.kafka, read_rows(FILE, find_mapping(FILE, "fraud"), None), progress, source="/test",
-                            emissions=USE_CASE.emissions)
+                            emissions=USE_CASE.emissions, step_ms=3 * HOUR_MS)
         lockstep.run(drain=True)
         progress.close()
         archive(settings, runtime.kafka, spark)

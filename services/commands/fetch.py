@@ -17,12 +17,14 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from jobs.spark import archive_spark_classes
     from schemas.jars import fetch_jars, jar_folder
     from schemas.settings import read_settings
-    from services.runtime.class_archive import make_class_archive
+    from services.runtime.class_archive import archive_kafka_classes
 
     settings = read_settings()
     fetch_jars(settings, "kafka", "spark")
-    make_class_archive(settings)
+    archive_kafka_classes(settings)
+    archive_spark_classes(settings)
     folders = {conf: jar_folder(settings, conf) for conf in ("kafka", "spark")}
     show(arguments, folders, "\n".join(f"{conf}: {len(list(folder.glob('*.jar')))} jars in {folder}" for conf, folder in folders.items()))

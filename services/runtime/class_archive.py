@@ -1,4 +1,4 @@
-"""Kafka's classes in one file, which its JVM maps instead of reading them out of jars: a third of what a start computes."""
+"""Makes the archive of Kafka's classes: without it a start computes half as much again."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import os
 import tempfile
 from pathlib import Path
 
-from schemas.java import java_home
+from schemas.jars import class_archive
 from schemas.settings import Settings
-from services.runtime.kafka import class_archive, kafka_process
+from services.runtime.kafka import kafka_process
 from services.runtime.ports import reserve
 from services.runtime.supervisor import Supervisor
 
-__all__ = ["make_class_archive"]
+__all__ = ["archive_kafka_classes"]
 
 WRITING_S = 60.0
 
 
-def make_class_archive(settings: Settings) -> None:
-    """See to it that ``class_archive`` is there: a broker runs once, with nothing to do, and leaves its classes when it ends.
+def archive_kafka_classes(settings: Settings) -> None:
+    """See to it that Kafka's ``class_archive`` is there: a broker runs once, with nothing to do, and leaves its classes when it ends.
 
     A Java that cannot write one (it came without an archive of its own) leaves none, and Kafka starts as ever.
     """
-    archive = class_archive(settings, java_home(settings))
+    archive = class_archive(settings, "kafka")
     if archive.exists():
         return
     draft = archive.with_suffix(f".{os.getpid()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import socket
 import subprocess
 import uuid
@@ -12,13 +11,13 @@ from functools import partial
 from pathlib import Path
 
 from schemas.errors import RuntimeFault
-from schemas.jars import jar_folder, jars
+from schemas.jars import class_archive, jar_folder, jars
 from schemas.java import java_home
 from schemas.settings import Settings
 from schemas.topics import BROKER_MAX_BYTES
 from services.runtime.supervisor import Process
 
-__all__ = ["answers", "class_archive", "kafka_process"]
+__all__ = ["answers", "kafka_process"]
 
 # Serial: on two cores and half a gigabyte it starts 0.3 s sooner than G1 and leaves the second core to the workers.
 JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
@@ -38,22 +37,13 @@ def kafka_process(settings: Settings, home: Path, port: int, controller_port: in
     properties = folder / "server.properties"
     properties.write_text(_properties(folder / "data", port, controller_port))
     jars(settings, "kafka")
-    java_at = java_home(settings)
-    archive = class_archive(settings, java_at)
+    archive = class_archive(settings, "kafka")
     mapped = (f"-XX:SharedArchiveFile={archive}",) if archive.exists() else ()
-    java = (str(java_at / "bin" / "java"), *JVM, *LOGGING, *mapped)
+    java = (str(java_home(settings) / "bin" / "java"), *JVM, *LOGGING, *mapped)
     classes = ("-cp", f"{jar_folder(settings, 'kafka')}/*")
     cluster = _format(folder / "data", properties, (*java, *BRIEF, *classes))
     return Process("kafka", (*java, *options, *classes, "kafka.Kafka", str(properties)), partial(_healthy, port, cluster),
                    start_s=60.0, stop_s=15.0)
-
-
-def class_archive(settings: Settings, java: Path) -> Path:
-    """Where ``services.runtime.class_archive`` leaves what it made of these jars for the Java in ``java``. A JVM that it does not fit
-    reads the jars."""
-    release = java / "release"
-    pinned = hashlib.sha256(release.read_bytes() if release.exists() else bytes(java)).hexdigest()[:12]
-    return jar_folder(settings, "kafka").with_name(f"kafka-{pinned}.jsa")
 
 
 def answers(bootstrap: str, timeout_s: float) -> str | None:
