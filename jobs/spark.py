@@ -20,7 +20,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["LOG_HOURS", "archive_spark_classes", "read_text", "session", "use_session", "write_text"]
+__all__ = ["LOG_HOURS", "archive_spark_classes", "read_text", "session", "spark_archive", "use_session", "write_text"]
 
 QUIET = """
 status = error
@@ -98,7 +98,7 @@ def archive_spark_classes(settings: Settings) -> None:
 
     A Java that cannot write one (it came without an archive of its own) leaves none, and Spark starts as ever.
     """
-    archive = _class_archive(settings)
+    archive = spark_archive(settings)
     if archive.exists():
         return
     draft = archive.with_suffix(f".{os.getpid()}")
@@ -111,7 +111,8 @@ def archive_spark_classes(settings: Settings) -> None:
         draft.rename(archive)
 
 
-def _class_archive(settings: Settings) -> Path:
+def spark_archive(settings: Settings) -> Path:
+    """The ``class_archive`` of this Spark; it fits a class path, and so one place that Spark lies in."""
     import pyspark
 
     return class_archive(settings, "spark", pyspark.__file__, pyspark.__version__)
@@ -121,7 +122,7 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path, options: s
     cores, extras = os.cpu_count() or 2, [str(jar) for jar in jars(settings, "spark")]
     java = f"-Dlog4j2.configurationFile={quiet.as_uri()} -XX:+UseParallelGC -XX:-UsePerfData {options}"
     local = settings.spark_master.startswith("local")
-    if (archive := _class_archive(settings)).exists():
+    if (archive := spark_archive(settings)).exists():
         java += f" -XX:SharedArchiveFile={archive}"
     return [
         ("spark.master", settings.spark_master),

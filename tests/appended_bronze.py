@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ def small_appends(spark: Any, home: Path) -> Settings:
         spark.conf.set(name, value)
     for part in range(6):
         append(spark, settings, part)
+    return settings
+
+
+def copied(appended: Settings, home: Path) -> Settings:
+    """The same archive in a home of its own; a Delta table names its files from where it lies."""
+    settings = Settings(home=home)
+    shutil.copytree(appended.tables, settings.tables)
     return settings
 
 

@@ -20,6 +20,7 @@ from services.runtime.kafka import answers
 from services.runtime.ports import reserve
 from services.runtime.redis import server_pid
 from services.runtime.topics import create_topics
+from tests.appended_bronze import small_appends
 from tests.deadline import eventually
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,12 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
         spark.conf.set("spark.sql.shuffle.partitions", "4")  # of a handful of rows; each is a task, and thousands of tasks are minutes
         yield spark
+
+
+@pytest.fixture(scope="session")
+def appended(spark: Any, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """An archive of many small files, to be copied by who changes it."""
+    return small_appends(spark, tmp_path_factory.mktemp("appended"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

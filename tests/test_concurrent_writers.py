@@ -20,14 +20,14 @@ from schemas.errors import JobError
 from schemas.fraud import OUTCOMES, TRANSACTIONS
 from schemas.settings import Settings
 from services.runtime.embedded import Runtime
-from tests.appended_bronze import rows_of, small_appends
+from tests.appended_bronze import copied, rows_of
 from tests.archive_process import Ledger, kill, start
 from tests.deadline import eventually
 
 
 @pytest.fixture
-def settings(spark: Any, tmp_path: Path) -> Settings:
-    return small_appends(spark, tmp_path)
+def settings(appended: Settings, tmp_path: Path) -> Settings:
+    return copied(appended, tmp_path)
 
 
 def together(*works: Callable[[], None]) -> list[BaseException]:

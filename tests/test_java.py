@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.spark import spark_archive
 from schemas.errors import RuntimeFault
-from schemas.jars import fetch_jars, jar_folder, jars
+from schemas.jars import class_archive, fetch_jars, jar_folder, jars
 from schemas.java import OLDEST, java_home, module_versions
 from schemas.settings import Settings
+from services.runtime.class_archive import archive_kafka_classes
 
 
 def version(home: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -48,3 +51,19 @@ def test_jars_that_cannot_be_fetched_say_what_ivy_said_and_leave_nothing(tmp_pat
 def test_one_version_of_each_jar_is_on_kafkas_class_path() -> None:
     names = [jar.name.rsplit("-", 1)[0] for jar in jars(Settings(), "kafka")]
     assert len(names) == len(set(names)) > 40
+
+
+def test_the_archive_of_kafkas_classes_fits_its_class_path_and_no_other() -> None:
+    archive_kafka_classes(Settings())
+    if not (archive := class_archive(Settings(), "kafka")).exists():
+        pytest.skip("this Java writes no archives")
+    mapped = ("-Xshare:on", f"-XX:SharedArchiveFile={archive}", "-cp")  # refuses to start without it
+    home, jars_of = java_home(Settings()), f"{jar_folder(Settings(), 'kafka')}/*"
+    assert version(home, *mapped, jars_of).returncode == 0
+    assert version(home, *mapped, "/nowhere").returncode != 0
+
+
+def test_sparks_classes_are_mapped_from_their_archive(spark: Any) -> None:
+    if not (archive := spark_archive(Settings())).exists():
+        pytest.skip("headrace fetch was not run, or this Java writes no archives")
+    assert str(archive) in Path(f"/proc/{spark.sparkContext._gateway.proc.pid}/maps").read_text()

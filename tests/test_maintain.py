@@ -23,14 +23,14 @@ from schemas.fraud import PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 from services.cli import main
 from services.commands.maintain import KEEP_HOURS
-from tests.appended_bronze import ROWS, append, rows_of, small_appends
+from tests.appended_bronze import ROWS, append, copied, rows_of
 
 DAY_MS = 86_400_000
 
 
 @pytest.fixture
-def settings(spark: Any, tmp_path: Path) -> Settings:
-    return small_appends(spark, tmp_path)
+def settings(appended: Settings, tmp_path: Path) -> Settings:
+    return copied(appended, tmp_path)
 
 
 def files_for(spark: Any, settings: Settings, column: str, low: int, high: int) -> int:
