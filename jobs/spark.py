@@ -104,7 +104,7 @@ def archive_spark_classes(settings: Settings) -> None:
     draft = archive.with_suffix(f".{os.getpid()}")
     with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
         own = settings.model_copy(update={"home": Path(folder), "spark_master": "local[*]"})
-        with session(own, "classes", f"-XX:ArchiveClassesAtExit={draft}") as spark:
+        with session(own, "classes", f"-XX:TieredStopAtLevel=1 -XX:ArchiveClassesAtExit={draft}") as spark:
             spark.range(10).selectExpr("id", "id % 2 part").write.format("delta").partitionBy("part").save(f"{folder}/table")
             spark.read.format("delta").load(f"{folder}/table").groupBy("part").count().collect()
     if draft.exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from schemas.jars import class_archive
 from schemas.settings import Settings
-from services.runtime.kafka import kafka_process
+from services.runtime.kafka import BRIEF, kafka_process
 from services.runtime.ports import reserve
 from services.runtime.supervisor import Supervisor
 
@@ -30,7 +30,7 @@ def archive_kafka_classes(settings: Settings) -> None:
     with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
         home = Path(folder)
         ports = reserve(home, ("kafka", "controller"))
-        kafka = kafka_process(settings, home, ports["kafka"], ports["controller"], (f"-XX:ArchiveClassesAtExit={draft}",))
+        kafka = kafka_process(settings, home, ports["kafka"], ports["controller"], (*BRIEF, f"-XX:ArchiveClassesAtExit={draft}"))
         supervisor = Supervisor(home / "logs", lambda states: None)
         try:
             supervisor.start([dataclasses.replace(kafka, stop_s=WRITING_S)])

@@ -17,13 +17,14 @@ from schemas.settings import Settings
 from schemas.topics import BROKER_MAX_BYTES
 from services.runtime.supervisor import Process
 
-__all__ = ["answers", "kafka_process"]
+__all__ = ["BRIEF", "answers", "kafka_process"]
 
 # Serial: on two cores and half a gigabyte it starts 0.3 s sooner than G1 and leaves the second core to the workers.
 JVM = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-Djava.awt.headless=true")
 LOGGING = ("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-Dorg.slf4j.simpleLogger.showDateTime=true",
            "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSS")
 BRIEF = ("-XX:TieredStopAtLevel=1",)
+"""Of a JVM that is not to run for long: no second compiler."""
 ASK_S = 1.0
 
 
