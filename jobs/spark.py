@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from schemas.errors import JobError
-from schemas.jars import class_archive, jars
+from schemas.jars import class_archive, is_current, jars
 from schemas.java import java_home
 from schemas.settings import Settings
 
@@ -98,8 +98,10 @@ def archive_spark_classes(settings: Settings) -> None:
 
     A Java that cannot write one (it came without an archive of its own) leaves none, and Spark starts as ever.
     """
+    import pyspark
+
     archive = spark_archive(settings)
-    if archive.exists():
+    if is_current(archive, Path(pyspark.__file__).parent / "jars"):
         return
     draft = archive.with_suffix(f".{os.getpid()}")
     with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
@@ -115,7 +117,7 @@ def spark_archive(settings: Settings) -> Path:
     """The ``class_archive`` of this Spark; it fits a class path, and so one place that Spark lies in."""
     import pyspark
 
-    return class_archive(settings, "spark", pyspark.__file__, pyspark.__version__)
+    return class_archive(settings, "spark", pyspark.__file__)
 
 
 def _options(settings: Settings, app: str, folder: Path, quiet: Path, options: str) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["class_archive", "fetch_jars", "jar_folder", "jars"]
+__all__ = ["class_archive", "fetch_jars", "is_current", "jar_folder", "jars"]
 
 IVY_FILE = Path(__file__).parents[1] / "ivy.xml"
 LAST_LINES = 8
@@ -49,12 +49,17 @@ def jar_folder(settings: Settings, conf: str) -> Path:
 def class_archive(settings: Settings, conf: str, *of: str) -> Path:
     """Where the classes of ``conf`` lie in one file, which a JVM maps instead of reading them out of jars, once ``headrace fetch`` made it.
 
-    It is of one Java, these jars and what else ``of`` names. A JVM that it does not fit reads the jars.
+    It is of one Java, these jars and what else ``of`` names. A JVM that it does not fit, or no longer fits, reads the jars.
     """
     release = java_home(settings) / "release"
     java = release.read_bytes() if release.exists() else bytes(release)
     pinned = hashlib.sha256("\n".join(of).encode() + java).hexdigest()[:12]
     return jar_folder(settings, conf).with_name(f"{conf}-{pinned}.jsa")
+
+
+def is_current(archive: Path, folder: Path) -> bool:
+    """Whether ``archive`` is there, and was made of the jars that are in ``folder`` now."""
+    return archive.exists() and archive.stat().st_mtime >= folder.stat().st_mtime
 
 
 def fetch_jars(settings: Settings, *confs: str) -> None:

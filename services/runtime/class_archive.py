@@ -7,7 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from schemas.jars import class_archive
+from schemas.jars import class_archive, is_current, jar_folder
 from schemas.settings import Settings
 from services.runtime.kafka import BRIEF, kafka_process
 from services.runtime.ports import reserve
@@ -24,7 +24,7 @@ def archive_kafka_classes(settings: Settings) -> None:
     A Java that cannot write one (it came without an archive of its own) leaves none, and Kafka starts as ever.
     """
     archive = class_archive(settings, "kafka")
-    if archive.exists():
+    if is_current(archive, jar_folder(settings, "kafka")):
         return
     draft = archive.with_suffix(f".{os.getpid()}")
     with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
