@@ -9,8 +9,9 @@ it is folded from them, with the same result. Records are identified by (event_t
 (revision, columns in order) counts. Sums are exact integers; floats appear once, at the end. ``feature_repo.oracle`` says the same
 in plain Python, and tests hold them to ``==``.
 
-Three entries: ``read_sets`` for byte strings as they lie in Redis (any order, copies, floors, tiles), ``sweep`` for sorted records
-offline with a horizon of arrival for each read, both of which end in ``_fold``; and ``compact``, which makes tiles of records.
+Three entries: ``read_sets`` for byte strings as they lie in Redis (any order, copies, floors, tiles; ``read_views``: those of several
+views in one call), ``sweep`` for sorted records offline with a horizon of arrival for each read, both of which end in ``_fold``; and
+``compact``, which makes tiles of records.
 
 Over 300 lines, on purpose: numba's cache does not see a change in another file, and a stale half of the kernel would be wrong in
 silence. All that is compiled together lies here.
@@ -29,8 +30,8 @@ from numba import njit
 from feature_repo.views import FUNCTIONS, Feature, FeatureView
 
 __all__ = [
-    "EXCLUDE", "INCLUDE", "MERGED", "NEWEST", "NONE", "NO_TIME", "REFUSED", "TILE_N", "USED", "XOR", "Plan", "Tiles", "compact", "plan",
-    "reach", "read_sets", "sort_order", "sweep", "sweep_values", "tile_words",
+    "EXCLUDE", "INCLUDE", "MERGED", "NEWEST", "NONE", "NO_TIME", "REFUSED", "TILE_N", "USED", "XOR", "Plan", "Plans", "Tiles", "compact",
+    "plan", "plans", "reach", "read_sets", "read_views", "sort_order", "sweep", "sweep_values", "tile_words",
 ]
 
 NONE, INCLUDE, EXCLUDE = 0, 1, 2
@@ -73,6 +74,19 @@ class Plan:
     tile_words: int
 
 
+@dataclass(frozen=True)
+class Plans:
+    """Several views as one call reads them: their plans' ``features`` and ``tie_break`` one after another, and int64[V, 8] of each view.
+
+    The words of ``views``: its first feature and the one after its last, the same of its tie break, its delay, the words of a record
+    and of a tile, and the mode of all reads of it (NONE, INCLUDE or EXCLUDE).
+    """
+
+    features: Any
+    tie_breaks: Any
+    views: Any
+
+
 class Tiles(NamedTuple):
     """Tiles of many entities, int64[k, tile words], and for each of n reads the rows of its entity: none, or header and tiles."""
 
@@ -113,14 +127,20 @@ def tile_words(view: FeatureView) -> int:
     return plan(view).tile_words
 
 
+def plans(views: Sequence[FeatureView], modes: Sequence[int]) -> Plans:
+    """For ``read_views``, with the mode of each view."""
+    each = [plan(view) for view in views]
+    features, ties = (np.cumsum([0, *map(len, lists)]) for lists in ([p.features for p in each], [p.tie_break for p in each]))
+    table = [(features[v], features[v + 1], ties[v], ties[v + 1], p.delay_ms, view.record_words, p.tile_words, mode)
+             for v, (view, p, mode) in enumerate(zip(views, each, modes, strict=True))]
+    return Plans(np.concatenate([p.features for p in each]), np.concatenate([p.tie_break for p in each]), np.array(table, np.int64))
+
+
 def reach(view: FeatureView, t: Any) -> tuple[Any, Any]:
-    """int64[n] twice: a read at t is over the records with left < event_time <= right, all its windows together."""
-    edge = np.asarray(t, np.int64) - view.delay_ms
-    if not view.hops:
-        return edge - view.longest_window_ms, edge
-    lefts = [edge - f.window_ms - ((edge - f.window_ms) % f.hop_ms if f.hop_ms else 0) for f in view.features]
-    rights = [edge - (edge % f.hop_ms if f.hop_ms and view.delay_ms else 0) for f in view.features]
-    return np.min(lefts, axis=0), np.max(rights, axis=0)
+    """int64, shaped as ``t``, twice: a read at t is over the records with left < event_time <= right, all its windows together."""
+    p, at = plan(view), np.asarray(t, np.int64)
+    lefts, rights = _reaches(p.features, p.delay_ms, at.ravel())
+    return lefts.reshape(at.shape)[()], rights.reshape(at.shape)[()]
 
 
 def read_sets(view: FeatureView, records: Any, starts: Any, ends: Any, t: Any, current: Any, modes: Any,
@@ -156,6 +176,30 @@ def read_sets(view: FeatureView, records: Any, starts: Any, ends: Any, t: Any, c
     if tiles is None:
         tiles = _no_tiles(p, len(t))
     _read_sets(p.features, p.tie_break, p.delay_ms, *reach(view, t), records, starts, ends, *tiles, t, current, modes, values, stamps)
+    return values, stamps
+
+
+def read_views(p: Plans, words: Any, directory: Any, t: Any) -> tuple[Any, Any]:
+    """As ``read_sets``, of all views of ``p`` at once: a read of one event would else be made of some fifty small steps.
+
+    Parameters
+    ----------
+    words : int64[..]
+        View after view: the sets of its k entities, their tiles, and n records of the events that the reads are for (zeros: none).
+    directory : int64[..]
+        View after view: k; the bytes of each set; the bytes of the tiles of each entity; which of the k entities read i is over.
+    t : int64[n]
+        Time of each read, ms.
+
+    Returns
+    -------
+    values : float64[n, F]
+        The features of all views, side by side.
+    stamps : int64[V, n, 5]
+    """
+    values = np.empty((len(t), len(p.features)))
+    stamps = np.zeros((len(p.views), len(t), 5), np.int64)
+    _read_views(p.features, p.tie_breaks, p.views, words, directory, t, values, stamps)
     return values, stamps
 
 
@@ -261,6 +305,21 @@ def sort_order(view: FeatureView, entity: Any, records: Any) -> Any:
     order = np.empty(len(entity), np.int64)
     _sort_entities(np.ascontiguousarray(entity, np.int64), np.ascontiguousarray(records), plan(view).tie_break, order)
     return order
+
+
+@njit(cache=True, nogil=True)
+def _reaches(features: Any, delay: int, t: Any) -> Any:
+    lefts, rights = np.empty(len(t), np.int64), np.empty(len(t), np.int64)
+    for i in range(len(t)):
+        edge = t[i] - delay
+        lefts[i], rights[i] = edge, NO_TIME
+        for f in range(features.shape[0]):
+            left, right, hop = edge - features[f, WINDOW], edge, features[f, HOP]
+            if hop:
+                left -= left % hop
+                right -= edge % hop if delay else 0
+            lefts[i], rights[i] = min(lefts[i], left), max(rights[i], right)
+    return lefts, rights
 
 
 @njit(cache=True, nogil=True)
@@ -814,6 +873,32 @@ def _read_sets(features: Any, tie_break: Any, delay: int, lefts: Any, rights: An
         n = _drop_copies(rows, order, n)
         _fold(features, rows, order, n, tiles, begin, end, t[i], delay, left, right, own if modes[i] != NONE else -1, memo,
               values[i], stamps[i])
+
+
+@njit(cache=True, nogil=True)
+def _read_views(features: Any, tie_breaks: Any, views: Any, words: Any, directory: Any, t: Any, values: Any, stamps: Any) -> None:
+    n, word, place = len(t), 0, 0
+    for v in range(views.shape[0]):
+        first, last, delay, width, tile_width = views[v, 0], views[v, 1], views[v, 4], views[v, 5], views[v, 6]
+        own = features[first:last]
+        k = directory[place]
+        bounds, tile_bounds = np.zeros(k + 1, np.int64), np.zeros(k + 1, np.int64)
+        for e in range(k):
+            bounds[e + 1] = bounds[e] + directory[place + 1 + e] // (8 * width)
+            tile_bounds[e + 1] = tile_bounds[e] + directory[place + 1 + k + e] // (8 * tile_width)
+        at = directory[place + 1 + 2 * k:place + 1 + 2 * k + n]
+        place += 1 + 2 * k + n
+        records = words[word:word + bounds[k] * width].reshape((bounds[k], width))
+        word += records.size
+        tiles = words[word:word + tile_bounds[k] * tile_width].reshape((tile_bounds[k], tile_width))
+        word += tiles.size
+        current = words[word:word + n * width].reshape((n, width))
+        word += current.size
+        lefts, rights = _reaches(own, delay, t)
+        found = np.empty((n, last - first))
+        _read_sets(own, tie_breaks[views[v, 2]:views[v, 3]], delay, lefts, rights, records, bounds[at], bounds[at + 1], tiles,
+                   tile_bounds[at], tile_bounds[at + 1], t, current, np.full(n, views[v, 7]), found, stamps[v])
+        values[:, first:last] = found
 
 
 @njit(cache=True, nogil=True)

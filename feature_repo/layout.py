@@ -15,9 +15,10 @@ from xxhash import xxh3_64_intdigest
 
 from feature_repo.views import FeatureView
 
-__all__ = ["appender", "entity_key", "entity_keys", "floor_record", "hash_id", "hash_text", "join_rows", "join_sets", "packer", "rows",
-           "tiles_key"]
+__all__ = ["WORD", "appender", "entity_key", "entity_keys", "floor_record", "hash_id", "hash_text", "join_rows", "join_sets", "packer",
+           "rows", "tiles_key"]
 
+WORD = np.dtype("<i8")
 Packer = Callable[[Any], bytes]
 
 
@@ -85,7 +86,7 @@ def rows(view: FeatureView, value: bytes) -> np.ndarray[Any, np.dtype[np.int64]]
     """int64[m, words] over ``value``; a torn tail (never seen, but bytes are bytes) is left out."""
     words = view.record_words
     usable = len(value) - len(value) % (8 * words)
-    return np.frombuffer(value[:usable], dtype="<i8").reshape(-1, words)
+    return np.frombuffer(value[:usable], WORD).reshape(-1, words)
 
 
 def join_sets(view: FeatureView, values: Iterable[bytes | None]) -> tuple[Any, Any]:
@@ -97,5 +98,6 @@ def join_rows(values: Iterable[bytes | None], words: int) -> tuple[Any, Any]:
     """As ``join_sets``, of rows of ``words`` int64."""
     parts = [value or b"" for value in values]
     bounds = np.zeros(len(parts) + 1, np.int64)
-    np.cumsum(np.fromiter(map(len, parts), np.int64, len(parts)) // (8 * words), out=bounds[1:])
-    return np.frombuffer(b"".join(parts), dtype="<i8").reshape(-1, words), bounds
+    bounds[1:] = [len(part) for part in parts]
+    bounds //= 8 * words
+    return np.frombuffer(b"".join(parts), WORD).reshape(-1, words), bounds.cumsum()

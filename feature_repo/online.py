@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from feature_repo.layout import entity_keys, floor_record, tiles_key
 from feature_repo.marks import NOTHING, applied_key, offsets, scored_key, scored_ms_key, serving_key, shortages
@@ -61,7 +62,7 @@ class SetReader:
         views = [view for view, _ in wanted]
         entities = tuple(tuple(dict.fromkeys(names)) for _, names in wanted)
         said = _scored_commands(service, scored or {}, epoch)
-        applied = [pack(("HGETALL", applied_key(view))) for view in views]
+        applied = [_ask_applied(view) for view in views]
         sets = [pack(("MGET", *_keys(view, names))) for view, names in zip(views, entities, strict=True) if names]
         self._wire.send([*said, *applied, *sets])
         return Asked(tuple(views), entities, len(said))
@@ -106,6 +107,11 @@ class SetReader:
     def _by_partition(self, reply: object) -> tuple[int, ...]:
         held = offsets(reply)
         return tuple(held.get(partition, NOTHING) for partition in range(max(self._partitions, max(held, default=-1) + 1)))
+
+
+@cache
+def _ask_applied(view: FeatureView) -> bytes:
+    return pack(("HGETALL", applied_key(view)))
 
 
 def _keys(view: FeatureView, entities: Sequence[str]) -> list[str]:

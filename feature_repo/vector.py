@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feature_repo import kernel
-from feature_repo.layout import join_sets, packer
-from feature_repo.tiles import tiles_of
+from feature_repo.layout import WORD, packer
 from feature_repo.views import FeatureService, FeatureView
 
 if TYPE_CHECKING:
@@ -21,27 +20,42 @@ __all__ = ["VectorBuilder", "Vectors", "request_features"]
 
 @dataclass(frozen=True)
 class Vectors:
-    """``matrix`` is float64[n, F] in service order, NaN is null; ``stamps[v]`` is int64[n, 5] of view v (columns: kernel.USED ..)."""
+    """``matrix`` is float64[n, F] in service order, NaN is null; ``stamps`` int64[V, n, 5] of its V views (columns: kernel.USED ..)."""
 
     matrix: Any
-    stamps: tuple[Any, ...]
+    stamps: Any
 
 
 def request_features(service: FeatureService, matrix: Any, event_columns: dict[str, Any]) -> None:
     """Fill the request-time columns of ``matrix`` from its window columns and the events' own fields."""
-    names = service.feature_names
-    x = {**event_columns, **{name: matrix[:, i] for i, name in enumerate(names)}}
-    first = len(names) - len(service.request)
-    for i, feature in enumerate(service.request):
-        matrix[:, first + i] = feature.function(x)
+    x = Columns(service.feature_names, matrix, event_columns)
+    for i, feature in enumerate(service.request, len(service.feature_names) - len(service.request)):
+        matrix[:, i] = feature.function(x)
+
+
+class Columns(dict[str, Any]):
+    """The columns of a matrix by name, and others; each is cut out when it is first asked for, and few are."""
+
+    def __init__(self, names: Sequence[str], matrix: Any, others: dict[str, Any]) -> None:
+        super().__init__((name, column) for name, column in others.items() if name not in names)
+        self._names, self._matrix = names, matrix
+
+    def __missing__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        column = self[name] = self._matrix[:, self._names.index(name)]
+        return column
 
 
 class VectorBuilder:
-    """Builds the vectors of one feature service. Holds compiled packers, no state."""
+    """Builds the vectors of one feature service. Holds compiled packers and plans, no state."""
 
     def __init__(self, service: FeatureService) -> None:
         self.service = service
-        self._packers = {view.name: packer(view) for view in service.views if view.source == service.source}
+        self._packers = [packer(view) if view.source == service.source else None for view in service.views]
+        self._plans = kernel.plans(service.views, [
+            kernel.NONE if pack is None else kernel.INCLUDE if view.include_current else kernel.EXCLUDE
+            for view, pack in zip(service.views, self._packers, strict=True)])
 
     def wanted(self, events: Sequence[Any]) -> list[tuple[FeatureView, list[str]]]:
         """Which entities of which views these events need."""
@@ -50,27 +64,20 @@ class VectorBuilder:
     def build(self, events: Sequence[Any], reading: Reading) -> Vectors:
         """One row an event, at t = its event time; the event belongs to its own read where its view says so."""
         n = len(events)
+        parts: list[bytes] = []
+        directory: list[int] = []
+        for view, pack, sets, tiles in zip(self.service.views, self._packers, reading.sets, reading.tiles, strict=True):
+            index = {name: i for i, name in enumerate(sets)}
+            values = [value or b"" for value in sets.values()]
+            folded = [tiles[name] or b"" for name in sets] if tiles else [b""] * len(sets)
+            directory += [len(sets), *map(len, values), *map(len, folded), *[index[getattr(event, view.entity)] for event in events]]
+            parts += values
+            parts += folded
+            parts += [bytes(8 * view.record_words * n)] if pack is None else map(pack, events)
+        t = np.array([event.event_time for event in events], np.int64)
+        windowed, stamps = kernel.read_views(self._plans, np.frombuffer(b"".join(parts), WORD), np.array(directory, np.int64), t)
         matrix = np.empty((n, len(self.service.feature_names)))
-        t = np.fromiter((event.event_time for event in events), np.int64, n)
-        stamps = []
-        for view, sets, tiles in zip(self.service.views, reading.sets, reading.tiles, strict=True):
-            matrix[:, self.service.view_slice(view)], stamp = self._read(view, events, sets, tiles, t)
-            stamps.append(stamp)
-        columns = {name: np.fromiter((getattr(event, name) for event in events), np.int64, n) for name in self.service.event_columns}
+        matrix[:, :windowed.shape[1]] = windowed
+        columns = {name: np.array([getattr(event, name) for event in events], np.int64) for name in self.service.event_columns}
         request_features(self.service, matrix, columns)
-        return Vectors(matrix, tuple(stamps))
-
-    def _read(self, view: FeatureView, events: Sequence[Any], sets: dict[str, bytes | None], tiles: dict[str, bytes | None],
-              t: Any) -> tuple[Any, Any]:
-        n = len(events)
-        records, bounds = join_sets(view, sets.values())
-        index = {entity: i for i, entity in enumerate(sets)}
-        at = np.fromiter((index[getattr(event, view.entity)] for event in events), np.int64, n)
-        pack = self._packers.get(view.name)
-        if pack is None:
-            current = np.zeros((n, view.record_words), np.int64)
-            modes = np.full(n, kernel.NONE)
-        else:
-            current = np.frombuffer(b"".join([pack(event) for event in events]), "<i8").reshape(n, view.record_words)
-            modes = np.full(n, kernel.INCLUDE if view.include_current else kernel.EXCLUDE)
-        return kernel.read_sets(view, records, bounds[at], bounds[at + 1], t, current, modes, tiles_of(view, tiles, at))
+        return Vectors(matrix, stamps)

@@ -165,16 +165,20 @@ class FeatureView:
                 del feature["hop_ms"]  # as before there were hops: an exact view keeps its keys
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
 
-    @property
+    def __hash__(self) -> int:
+        """Plans are looked up by view at every read: the tuple of all fields, hashed each time, would cost more than the kernel."""
+        return hash(self.definition_hash)
+
+    @cached_property
     def versioned_name(self) -> str:
         return f"{self.name}@{self.definition_hash}"
 
-    @property
+    @cached_property
     def record_words(self) -> int:
         """int64 words of one record: event time, id hash, the columns."""
         return 2 + len(self.columns)
 
-    @property
+    @cached_property
     def longest_window_ms(self) -> int:
         return max(feature.window_ms for feature in self.features)
 

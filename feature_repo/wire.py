@@ -8,8 +8,7 @@ lock pins, and every test on a real server tells when they change.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import hiredis
@@ -81,17 +80,23 @@ class Wire:
         """
         if self._owed:
             self.close()
-        with self._faults_named(len(commands)):
+        try:
             self._owed = True
             connection = self._connection or self._connect()
             connection.send_packed_command([b"".join(commands)])
+        except BaseException as error:
+            self._fail(error, len(commands))
+            raise
 
     def receive(self, number: int) -> list[Any]:
         """The replies to the ``number`` commands that were sent."""
-        with self._faults_named(number):
+        try:
             if self._connection is None:
                 raise redis.ConnectionError("the connection was closed before it answered")
             replies = _read(self._connection._parser, number)
+        except BaseException as error:
+            self._fail(error, number)
+            raise
         self._owed = False
         return replies
 
@@ -104,16 +109,11 @@ class Wire:
             connection.disconnect()
             self._pool.release(connection)
 
-    @contextmanager
-    def _faults_named(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except (redis.RedisError, OSError) as error:
-            self.close()
+    def _fail(self, error: BaseException, number: int) -> None:
+        """Close, for replies may be left unread. Raises StoreError where ``error`` is Redis's, or the connection's."""
+        self.close()
+        if isinstance(error, (redis.RedisError, OSError)):
             raise StoreError(f"online store did not do {number} commands: {error}", hint="is Redis up? `headrace status` tells") from error
-        except BaseException:
-            self.close()  # replies may be left unread
-            raise
 
     def _connect(self) -> Any:
         connection: Any = self._pool.make_connection()

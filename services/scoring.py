@@ -126,30 +126,25 @@ def _entities(service: FeatureService) -> Callable[[Any], tuple[str, ...]]:
     return one_or_all if len(service.entities) > 1 else lambda event: (one_or_all(event),)
 
 
-def _stamps(service: FeatureService, stamps: Sequence[Any], n: int) -> list[Any]:
+def _stamps(service: FeatureService, stamps: Any, n: int) -> list[Sequence[ViewStamp]]:
     """Per event, the stamps of all views."""
-    if not stamps:
+    if not len(stamps):
         return [()] * n
-    return list(zip(*(_of_view(view.name, of_view) for view, of_view in zip(service.views, stamps, strict=True)), strict=True))
+    rows = stamps.transpose(1, 0, 2).reshape(-1, stamps.shape[2])
+    digits = rows[:, kernel.XOR].astype(">i8").tobytes().hex()
+    names = [view.name for view in service.views]
+    told = [ViewStamp(name, used, digits[at:at + 16], None if newest == kernel.NO_TIME else newest, merged == 1, refused == 1)
+            for name, (used, _, newest, merged, refused), at in zip(names * n, rows.tolist(), range(0, len(digits), 16), strict=True)]
+    return [told[at:at + len(names)] for at in range(0, len(told), len(names))]
 
 
-def _of_view(name: str, stamps: Any) -> list[ViewStamp]:
-    digits = stamps[:, kernel.XOR].astype(">i8").tobytes().hex()
-    newest: list[int | None] = stamps[:, kernel.NEWEST].tolist()
-    if kernel.NO_TIME in newest:
-        newest = [None if at == kernel.NO_TIME else at for at in newest]
-    merged, refused = ((stamps[:, column] == 1).tolist() for column in (kernel.MERGED, kernel.REFUSED))
-    return [ViewStamp(name, used, digits[at:at + 16], last, own, below)
-            for used, at, last, own, below in zip(stamps[:, kernel.USED].tolist(), range(0, len(digits), 16), newest, merged, refused,
-                                                  strict=True)]
-
-
-def _degraded(service: FeatureService, stamps: Sequence[Any], batch: Sequence[Arrived], reading: Reading | None) -> list[bool]:
+def _degraded(service: FeatureService, stamps: Any, batch: Sequence[Arrived], reading: Reading | None) -> list[bool]:
     """Whether an event is scored without its whole history: the store did not answer, some of it was trimmed, or the store has lost
     what it had. A worker publishes what is valid after it was applied, so a store whose mark lies before the event is being rebuilt."""
     if reading is None:
         return [True] * len(batch)
-    refused: list[bool] = np.any([of_view[:, kernel.REFUSED] == 1 for of_view in stamps], axis=0).tolist()
+    of_views = stamps[:, :, kernel.REFUSED]
+    refused: list[bool] = of_views.any(axis=0).tolist() if np.count_nonzero(of_views) else [False] * len(batch)
     own = [applied for view, applied in zip(service.views, reading.applied, strict=True) if view.source == service.source]
     if not own:
         return [below or one.short for below, one in zip(refused, batch, strict=True)]

@@ -17,6 +17,7 @@ import msgspec
 
 from schemas.contracts import MAX_VALUE_BYTES
 from schemas.errors import HeadraceError, RefusedError
+from services.api.connections import WHOLE
 from services.api.keys import Key, KeyRing, Scope
 from services.api.metrics import Metrics
 from services.api.problems import headers_of, problem_of
@@ -41,6 +42,8 @@ HEARD_OUT_BYTES = 8 << 20
 """So much of a body that is too large is read and dropped before it is answered: hung up on, a client would not see the answer."""
 BODY_S = 10.0
 SLOW_S = 30.0
+HOT = ("/v1/score", "/v1/score:batch")
+CLOSE = ((b"connection", b"close"),)
 ENCODE = msgspec.json.Encoder().encode
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
@@ -59,34 +62,39 @@ class Edge:
             return
         began, path = time.monotonic(), scope["path"]
         area = path[4:].split("/", 1)[0] if path.startswith("/v1/") else ""
-        told = [500]
+        status = 500
+        try:
+            reply = await self._reply(scope, receive, send, area, began)
+            status = reply.status
+            if reply.body is not None:
+                await self._send(send, reply, scope["method"])
+        finally:
+            self._metrics.request(_label(area, path), status, time.monotonic() - began)
 
-        async def answer(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                told[0] = message["status"]
-                if self.draining:
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
-
+    async def _reply(self, scope: Any, receive: Receive, send: Send, area: str, began: float) -> Reply:
+        """The answer; without a body where the app has sent it."""
+        path = scope["path"]
         try:
             headers = dict(scope["headers"])
             key = self._admit(area, headers) if area in SCOPE_OF else None
             if scope["query_string"]:
                 _check_query(area, scope["query_string"])
-            if area.startswith("score") and path in ("/v1/score", "/v1/score:batch"):
-                await _send(answer, await self._score(scope, headers, receive, key, began), scope["method"])
-            else:
-                await self._pass_on(scope, headers, receive, answer)
+            if path in HOT:
+                return await self._score(scope, headers, receive, key, began)
+            return await self._pass_on(scope, headers, receive, send)
         except HeadraceError as error:
             problem = problem_of(error)
-            await _send(answer, Reply(problem.status, [*headers_of(problem, getattr(error, "retry_s", None)), *_allow(error)],
-                                      ENCODE(problem)), scope["method"])
+            return Reply(problem.status, [*headers_of(problem, getattr(error, "retry_s", None)), *_allow(error)], ENCODE(problem))
         except Exception:
             log.exception("a request failed path=%s", _label(area, path))
             problem = problem_of(HeadraceError(""))
-            await _send(answer, Reply(500, headers_of(problem), ENCODE(problem)), scope["method"])
-        finally:
-            self._metrics.request(_label(area, path), told[0], time.monotonic() - began)
+            return Reply(500, headers_of(problem), ENCODE(problem))
+
+    async def _send(self, send: Send, reply: Reply, method: str) -> None:
+        assert reply.body is not None
+        headers = [*reply.headers, (b"content-length", b"%d" % len(reply.body)), *(CLOSE if self.draining else ())]
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
 
     def _admit(self, area: str, headers: Mapping[bytes, bytes]) -> Key:
         told = headers.get(b"authorization", b"")
@@ -107,7 +115,7 @@ class Edge:
         if scope["method"] != "POST":
             raise RefusedError(405, "wrong-method", f"{scope['method']} is not for this path", hint="use POST")
         _check_type(headers)
-        body = await _read(headers, receive)
+        body = await _read(scope, headers, receive)
         deadline = began + self._seconds(headers)
         if scope["path"] == "/v1/score":
             return await self._routes().score(scope["query_string"], body, deadline)
@@ -122,18 +130,29 @@ class Edge:
             raise RefusedError(400, "wrong-header", f"{DEADLINE.decode()} is no whole number of milliseconds")
         return min(int(asked) / 1000, self._deadline_s)
 
-    async def _pass_on(self, scope: Any, headers: Mapping[bytes, bytes], receive: Receive, answer: Send) -> None:
-        body = await _read(headers, receive)
+    async def _pass_on(self, scope: Any, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> Reply:
+        """Have the app answer; what is returned says with which status."""
+        body = await _read(scope, headers, receive)
         given = [{"type": "http.request", "body": body, "more_body": False}]
+        told = 500
 
         async def read() -> Any:
             return given.pop() if given else await receive()
+
+        async def answer(message: Any) -> None:
+            nonlocal told
+            if message["type"] == "http.response.start":
+                told = message["status"]
+                if self.draining:
+                    message["headers"] = [*message["headers"], *CLOSE]
+            await send(message)
 
         try:
             async with asyncio.timeout(SLOW_S):
                 await self._app(scope, read, answer)
         except TimeoutError as error:
             raise RefusedError(503, "too-slow", f"this took longer than {SLOW_S:g} s") from error
+        return Reply(told, [], None)
 
 
 def _label(area: str, path: str) -> str:
@@ -142,26 +161,34 @@ def _label(area: str, path: str) -> str:
     return name if name in SCOPE_OF or name in OPEN else "unknown"
 
 
-async def _read(headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+async def _read(scope: Any, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
     """The body. Raises RefusedError where it is too large or comes too slowly."""
     told = headers.get(b"content-length", b"0")
     if told.isdigit() and int(told[:20]) > HEARD_OUT_BYTES:
         raise _too_large()
-    body, size = bytearray(), 0
     try:
-        async with asyncio.timeout(BODY_S):
-            while size <= HEARD_OUT_BYTES:
-                message = await receive()
-                size += len(message.get("body", b""))
-                if size <= MAX_VALUE_BYTES:
-                    body += message.get("body", b"")
-                if not message.get("more_body"):
-                    break
+        if scope.get("state", {}).get(WHOLE):
+            body, size = await _all(receive)
+        else:
+            async with asyncio.timeout(BODY_S):
+                body, size = await _all(receive)
     except TimeoutError as error:
         raise RefusedError(408, "body-too-slow", f"the body was not there after {BODY_S:g} s") from error
     if size > MAX_VALUE_BYTES:
         raise _too_large()
-    return bytes(body)
+    return body
+
+
+async def _all(receive: Receive) -> tuple[bytes, int]:
+    """The body and its size; of one that is too large only the size, and no more than is heard out."""
+    body, size, more = bytearray(), 0, True
+    while more and size <= HEARD_OUT_BYTES:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size <= MAX_VALUE_BYTES:
+            body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(body), size
 
 
 def _check_query(area: str, query: bytes) -> None:
@@ -183,11 +210,6 @@ def _too_large() -> RefusedError:
 
 
 def _allow(error: HeadraceError) -> list[tuple[bytes, bytes]]:
-    closes = [(b"connection", b"close")] if isinstance(error, RefusedError) and error.status in (408, 413) else []
-    return [*closes, *([(b"allow", b"POST")] if isinstance(error, RefusedError) and error.status == 405 else [])]
-
-
-async def _send(send: Send, reply: Reply, method: str) -> None:
-    await send({"type": "http.response.start", "status": reply.status,
-                "headers": [*reply.headers, (b"content-length", b"%d" % len(reply.body))]})
-    await send({"type": "http.response.body", "body": b"" if method == "HEAD" else reply.body})
+    if not isinstance(error, RefusedError):
+        return []
+    return [*(CLOSE if error.status in (408, 413) else ()), *([(b"allow", b"POST")] if error.status == 405 else [])]

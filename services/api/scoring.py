@@ -88,9 +88,11 @@ class Answers(msgspec.Struct, frozen=True, gc=False):
 
 
 class Reply(NamedTuple):
+    """``body`` None: somebody else has sent the answer."""
+
     status: int
     headers: Headers
-    body: bytes
+    body: bytes | None
 
 
 DECODE = msgspec.json.Decoder(Logged).decode

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,22 +58,28 @@ def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> 
         runtime.hold("worker-1")
         key = (settings.api / "admin.key").read_text().strip()
         port, headers = urlsplit(runtime.api).port or 0, {"authorization": f"Bearer {key}"}
-        pid = runtime.pid("api")
+        pid, engines, events = runtime.pid("api"), [runtime.pid("kafka") or 0, runtime.pid("redis") or 0], _events(world)
         assert pid
-        with _apart(pid):
+        with _apart(pid, engines):
             tell(f"scores: {RATE:,}/s, then flat out")
-            paced = run_load(Job("127.0.0.1", port, "/v1/score", headers, _events(world), seconds, CONNECTIONS, RATE, warm_s=2.0))
+            paced = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds, CONNECTIONS, RATE, warm_s=2.0))
             before = _cpu_s(pid)
-            flat = run_load(Job("127.0.0.1", port, "/v1/score", headers, _events(world), seconds / 2, CLOSED, warm_s=0.0))
+            flat = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds / 2, CLOSED, warm_s=0.0))
             cpu_us = (_cpu_s(pid) - before) / flat.requests * 1e6
         runtime.hold("api")
-        beside = {name: _baseline(name, settings, runtime.redis, seconds / 2, tell, fitted) for name in PATHS}
-    assert {*paced.statuses, *flat.statuses} == {"200"}, "a figure of refusals is none"
-    detail = {"paced": asdict(paced), "closed": asdict(flat), **{name: asdict(seen) for name, seen in beside.items()}}
+        tell(f"the same load, {RATE:,}/s, on what answers at once")
+        port = reserve(settings.home, ("echo",))["echo"]
+        with server("echo", port, settings.home, runtime.redis) as pid, _apart(pid, engines):
+            echo = run_load(Job("127.0.0.1", port, PATHS["echo"], headers, events, seconds / 2, CONNECTIONS, RATE))
+        beside = {name: _baseline(name, settings, runtime.redis, seconds / 2, tell, fitted) for name in ("feast", "mlflow")}
+    assert {*paced.statuses, *flat.statuses, *echo.statuses} == {"200"}, "a figure of refusals is none"
+    detail = {"paced": asdict(paced), "closed": asdict(flat), "echo": asdict(echo), **{name: asdict(seen) for name, seen in beside.items()}}
     feast, mlflow = beside["feast"], beside["mlflow"]
     return [
         Figure("api", f"p50 at {RATE:,} requests/s", paced.p50_ms, "ms", 0.6, at_most=True, detail=detail),
         Figure("api", f"p99 at {RATE:,} requests/s", paced.p99_ms, "ms", 2, at_most=True, detail=detail),
+        Figure("api", f"p50 at {RATE:,} requests/s of a server that answers at once", echo.p50_ms, "ms", detail=detail),
+        Figure("api", f"p99 at {RATE:,} requests/s of a server that answers at once", echo.p99_ms, "ms", detail=detail),
         Figure("api", "CPU of the process per request, flat out", cpu_us, "us", detail=detail),
         Figure("api", f"requests/s, {CLOSED} clients", flat.per_s, "/s", 6_000, detail=detail,
                baseline="Feast's feature server, features alone", ratio=flat.per_s / feast.per_s),
@@ -115,16 +121,23 @@ def _cpu_s(pid: int) -> float:
 
 
 @contextmanager
-def _apart(pid: int) -> Iterator[None]:
-    """The server on one core, its client, which is started from here, on the other."""
+def _apart(pid: int, beside: Iterable[int] = ()) -> Iterator[None]:
+    """The server on one core; on the other its client, which is started from here, and ``beside``: the engines that it asks."""
     cores = sorted(os.sched_getaffinity(0))
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(task.name), cores[:1])
-    os.sched_setaffinity(0, cores[-1:])
+    _pin(pid, cores[:1])
+    for other in (*beside, os.getpid()):
+        _pin(other, cores[-1:])
     try:
         yield
     finally:
-        os.sched_setaffinity(0, cores)
+        for other in (*beside, os.getpid()):
+            _pin(other, cores)
+
+
+def _pin(pid: int, cores: list[int]) -> None:
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(ProcessLookupError):  # a thread that has ended meanwhile
+            os.sched_setaffinity(int(task.name), cores)
 
 
 def _applied(runtime: Runtime) -> None:

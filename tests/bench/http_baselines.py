@@ -1,6 +1,8 @@
 """What most would serve with, one process each: Feast's feature server for the features alone, MLflow's model server for the model alone.
 
-``python -m tests.bench.http_baselines feast|mlflow PORT FOLDER [REDIS]``
+And ``echo``, which answers at once: what then is left of a latency belongs to the client, the kernel and uvicorn.
+
+``python -m tests.bench.http_baselines echo|feast|mlflow PORT FOLDER [REDIS]``
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from tests.deadline import eventually
 
 __all__ = ["PATHS", "save_model", "server"]
 
-PATHS = {"feast": "/get-online-features", "mlflow": "/invocations"}
+PATHS = {"echo": "/", "feast": "/get-online-features", "mlflow": "/invocations"}
+HEALTH = {"echo": "/", "feast": "/health", "mlflow": "/ping"}
 
 
 def save_model(fitted: Any, folder: Path) -> None:
@@ -34,12 +37,22 @@ def server(name: str, port: int, folder: Path, redis: str) -> Iterator[int]:
     with subprocess.Popen([sys.executable, "-m", "tests.bench.http_baselines", name, str(port), str(folder), redis],
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            eventually(lambda: process.poll() is not None or _answers(port, {"feast": "/health", "mlflow": "/ping"}[name]), timeout_s=120)
+            eventually(lambda: process.poll() is not None or _answers(port, HEALTH[name]), timeout_s=120)
             assert process.poll() is None, f"{name} ended with {process.returncode}"
             yield process.pid
         finally:
             process.terminate()
             process.wait()
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """The whole body back, once it is there."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _answers(port: int, path: str) -> bool:
@@ -55,7 +68,9 @@ def main() -> None:
 
     name, port, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     app: Any
-    if name == "feast":
+    if name == "echo":
+        app = echo
+    elif name == "feast":
         from feast.feature_server import get_app
 
         from tests.bench.feast_stock import open_store
@@ -66,7 +81,8 @@ def main() -> None:
         from mlflow.pyfunc.scoring_server import init
 
         app = init(mlflow.pyfunc.load_model(str(folder)))
-    uvicorn.run(app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    uvicorn.run(app, port=port, loop="uvloop", http="httptools", access_log=False, log_level="warning",
+                lifespan="off" if name == "echo" else "auto")
 
 
 if __name__ == "__main__":
