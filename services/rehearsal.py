@@ -20,7 +20,7 @@ from schemas.fraud import TRANSACTIONS
 from schemas.settings import Settings
 from services.first_model import train_first
 from services.inputs import event_rows
-from services.lockstep import HOUR_MS, Lockstep
+from services.lockstep import Lockstep
 from services.loop_pace import LoopPace
 from services.planting import Plant, planted
 from services.retrain_hold import RetrainHold
@@ -37,14 +37,13 @@ TRAIN_DAY = 52
 
 @dataclass(frozen=True)
 class Stage:
-    """What to simulate, and in what steps. ``start_ms`` is midnight of day 0."""
+    """What to simulate. ``start_ms`` is midnight of day 0."""
 
     days: int
     cards: int = 1_500
     terminals: int = 600
     seed: int = 7
     start_ms: int = 1_736_121_600_000  # 2025-01-06, a Monday
-    step_ms: int = HOUR_MS
 
     def at_ms(self, day: int) -> int:
         return self.start_ms + day * DAY_MS
@@ -96,7 +95,7 @@ class Rehearsal:
         rows = planted((event_rows(batch) for batch in self.world.days(stage.days)), self.plants, stage.seed)
         progress = Progress(runtime.redis, VIEWS, [SERVICE])
         self.lockstep = Lockstep(runtime.kafka, rows, progress, source=f"/headrace/simulate/{stage.seed}", emissions=USE_CASE.emissions,
-                                 step_ms=stage.step_ms, tell=lambda now: self.step(now.now_ms or 0, now.sent[TRANSACTIONS]))
+                                 tell=lambda now: self.step(now.now_ms or 0, now.sent[TRANSACTIONS]))
         self.hold: RetrainHold | None = None
         try:
             yield

@@ -22,7 +22,7 @@ from services.planting import parse_plant
 from services.rehearsal import ROLES, Stage
 from services.runtime.embedded import Runtime
 
-STAGE = Stage(days=90, cards=500, terminals=200, step_ms=DAY_MS // 8)
+STAGE = Stage(days=90, cards=500, terminals=200)
 PLANTS = [parse_plant(text, STAGE.start_ms) for text in ("skew@55", "concept@58")]
 CONCEPT_MS = PLANTS[1].start_ms
 
