@@ -51,6 +51,7 @@ NEEDS = {"sum": (SLOT_SUM,), "mean": (SLOT_SUM,), "ratio": (SLOT_SUM,), "std": (
 """What a tile must hold of a column for a function."""
 SQUARED, EXTREMES = 1 << 10, 1 << 11  # apart from any word of a record
 SMALL = 48  # up to here insertion beats a general sort even on shuffled input
+ABREAST = 256  # hashes that are made side by side, within the processor's first cache
 
 U = np.uint64
 LOW = U(0xFFFFFFFF)
@@ -334,35 +335,65 @@ def _before(rows: Any, a: int, b: int, tie_break: Any) -> bool:
     return False
 
 
+@njit(cache=True, inline="always")
+def _same(rows: Any, a: int, b: int) -> Any:
+    """Whether two rows are copies of one event; without a branch, for times are often equal."""
+    return (rows[a, 0] == rows[b, 0]) & (rows[a, 1] == rows[b, 1])
+
+
 @njit(cache=True, nogil=True)
-def _sort(rows: Any, order: Any, n: int, tie_break: Any) -> None:
-    """Order by time, id, tie break. Sets are nearly in order, so insertion is linear; where it turns out not to be, times are merged
-    first: what compaction left is in order, and what was appended since is sorted by itself."""
-    if n > SMALL and _displaced(rows, order, n):
-        run = 1
-        while run < n and rows[order[run], 0] >= rows[order[run - 1], 0]:
-            run += 1
-        times = np.empty(n - run, np.int64)
-        for i in range(run, n):
-            times[i - run] = rows[order[i], 0]
-        rest = order[run:n][np.argsort(times, kind="mergesort")]
-        i, j = run - 1, n - run - 1
-        for k in range(n - 1, -1, -1):
-            if j < 0:
-                break
-            if i >= 0 and rows[order[i], 0] > rows[rest[j], 0]:
-                order[k] = order[i]
-                i -= 1
-            else:
-                order[k] = rest[j]
-                j -= 1
+def _sort(rows: Any, order: Any, n: int, tie_break: Any) -> bool:
+    """Order by time, id, tie break; False where it is sure that there are no copies.
+
+    Sets are nearly in order: what compaction left is, and most of what was appended since. So all but those before an earlier one
+    stay as they are; the late ones are sorted by themselves and brought in.
+    """
+    if n <= SMALL:
+        for i in range(1, n):
+            _insert(rows, order, i, tie_break)
+        return True
+    late, run, copies = np.empty(n, np.int64), 1, False
     for i in range(1, n):
-        row = order[i]
-        j = i - 1
-        while j >= 0 and _before(rows, row, order[j], tie_break):
-            order[j + 1] = order[j]
-            j -= 1
-        order[j + 1] = row
+        row, last = order[i], order[run - 1]
+        fine = (rows[row, 0] > rows[last, 0]) | ((rows[row, 0] == rows[last, 0]) & (rows[row, 1] > rows[last, 1]))
+        if not fine and _before(rows, row, last, tie_break):
+            late[i - run] = row
+        else:
+            copies |= not fine
+            order[run] = row
+            run += 1
+    late = late[:n - run]
+    if len(late) > SMALL:
+        late = late[np.argsort(np.array([rows[row, 0] for row in late]), kind="mergesort")]
+    for i in range(1, len(late)):
+        _insert(rows, late, i, tie_break)
+    for i in range(1, len(late)):
+        copies |= _same(rows, late[i - 1], late[i])
+    for j in range(len(late) - 1, -1, -1):
+        low, high = 0, run
+        while low < high:
+            middle = (low + high) // 2
+            if _before(rows, late[j], order[middle], tie_break):
+                high = middle
+            else:
+                low = middle + 1
+        copies |= (low > 0 and _same(rows, order[low - 1], late[j])) or (low < run and _same(rows, order[low], late[j]))
+        for i in range(run - 1, low - 1, -1):
+            order[i + j + 1] = order[i]
+        order[low + j] = late[j]
+        run = low
+    return bool(copies)
+
+
+@njit(cache=True, inline="always")
+def _insert(rows: Any, order: Any, i: int, tie_break: Any) -> None:
+    """Move ``order[i]`` to its place among those before it, which are sorted."""
+    row = order[i]
+    j = i - 1
+    while j >= 0 and _before(rows, row, order[j], tie_break):
+        order[j + 1] = order[j]
+        j -= 1
+    order[j + 1] = row
 
 
 @njit(cache=True, nogil=True)
@@ -385,23 +416,6 @@ def _sort_entities(entity: Any, rows: Any, tie_break: Any, order: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _displaced(rows: Any, order: Any, n: int) -> bool:
-    """Whether insertion would move records far: more than a few steps each, counted in strides."""
-    moves = 0
-    for i in range(1, n):
-        time = rows[order[i], 0]
-        if time < rows[order[i - 1], 0]:
-            j, stride = i - 1, 1
-            while j >= 0 and time < rows[order[j], 0]:
-                moves += stride
-                j -= stride
-                stride *= 2
-            if moves > 4 * n:
-                return True
-    return False
-
-
-@njit(cache=True, nogil=True)
 def _drop_copies(rows: Any, order: Any, n: int) -> int:
     """Keep the last of each identity in sorted ``order``; the number kept."""
     kept = 0
@@ -413,16 +427,44 @@ def _drop_copies(rows: Any, order: Any, n: int) -> int:
     return kept
 
 
+@njit(cache=True, inline="always")
+def _mix(h: Any, word: Any) -> Any:
+    """splitmix64's finaliser, over what was mixed before and one word more."""
+    h = (h ^ word) + SEED
+    h = (h ^ (h >> U(30))) * MIX_1
+    h = (h ^ (h >> U(27))) * MIX_2
+    return h ^ (h >> U(31))
+
+
 @njit(cache=True, nogil=True)
 def _hash_row(rows: Any, row: int) -> Any:
-    """splitmix64's finaliser over the words of a record."""
+    """A hash of the words of a record."""
     h = SEED
     for word in range(rows.shape[1]):
-        h = (h ^ U(rows[row, word])) + SEED
-        h = (h ^ (h >> U(30))) * MIX_1
-        h = (h ^ (h >> U(27))) * MIX_2
-        h = h ^ (h >> U(31))
+        h = _mix(h, U(rows[row, word]))
     return h
+
+
+@njit(cache=True, nogil=True)
+def _hash_rows(rows: Any, order: Any, n: int) -> Any:
+    """Xor of ``_hash_row`` over records; many are hashed word by word, side by side, which the processor does several at a time."""
+    mixed = U(0)
+    if n <= SMALL:
+        for i in range(n):
+            mixed ^= _hash_row(rows, order[i])
+        return mixed
+    hashes, words = np.empty(ABREAST, np.uint64), np.empty(ABREAST, np.uint64)
+    for begin in range(0, n, ABREAST):
+        size = min(ABREAST, n - begin)
+        hashes[:] = SEED
+        for word in range(rows.shape[1]):
+            for i in range(size):
+                words[i] = U(rows[order[begin + i], word])
+            for i in range(size):
+                hashes[i] = _mix(hashes[i], words[i])
+        for i in range(size):
+            mixed ^= hashes[i]
+    return mixed
 
 
 @njit(cache=True, nogil=True)
@@ -504,8 +546,7 @@ def _running(summed: Any, squared: Any, rows: Any) -> Any:
         if squared[word] >= 0:
             of_squares = squares[squared[word]]
             for row in range(m):
-                x = U(abs(rows[row, word]))
-                high, low = wide_multiply(x, x)
+                high, low = wide_square(rows[row, word])
                 of_squares[row + 1, 0], of_squares[row + 1, 1] = wide_add(of_squares[row, 0], of_squares[row, 1], high, low)
     return sums, squares
 
@@ -555,8 +596,7 @@ def _fill(feature: Any, rows: Any, lows: Any, rights: Any, sums: Any, squares: A
         else:
             top, bottom = wide_subtract(of_squares[high, 0], of_squares[high, 1], of_squares[low, 0], of_squares[low, 1])
             top, bottom = wide_scale(top, bottom, U(count))
-            size = U(abs(of_word[high] - of_word[low]))
-            square_top, square_bottom = wide_multiply(size, size)
+            square_top, square_bottom = wide_square(of_word[high] - of_word[low])
             top, bottom = wide_subtract(top, bottom, square_top, square_bottom)
             values[i] = float(np.sqrt(wide_to_float(top, bottom)) / float(count * scale))
 
@@ -588,6 +628,15 @@ def wide_multiply(a: Any, b: Any) -> Any:
     middle = a_high * b_low + (low >> HALF)
     other = a_low * b_high + (middle & LOW)
     return a_high * b_high + (middle >> HALF) + (other >> HALF), (other << HALF) | (low & LOW)
+
+
+@njit(cache=True, inline="always")
+def wide_square(x: Any) -> Any:
+    """(high, low) of x * x; nearly every amount has its square in one limb."""
+    size = U(abs(x))
+    if size <= LOW:
+        return U(0), size * size
+    return wide_multiply(size, size)
 
 
 @njit(cache=True, inline="always")
@@ -668,8 +717,7 @@ def _squares(rows: Any, order: Any, low: int, high: int, word: int, memo: Any, f
             return U(memo[g, 4]), U(memo[g, 5])
     top, bottom = U(0), U(0)
     for i in range(low, high):
-        x = U(abs(rows[order[i], word]))
-        square_high, square_low = wide_multiply(x, x)
+        square_high, square_low = wide_square(rows[order[i], word])
         top, bottom = wide_add(top, bottom, square_high, square_low)
     if long:
         memo[f, 4], memo[f, 5] = np.int64(top), np.int64(bottom)
@@ -698,8 +746,7 @@ def _extreme(rows: Any, order: Any, low: int, high: int, word: int, function: in
 def _deviation(count: int, total: int, scale: int, top: Any, bottom: Any) -> float:
     """Population standard deviation, sqrt(n Σx² - (Σx)²) / n, exact until the square root; (top, bottom) is Σx²."""
     top, bottom = wide_scale(top, bottom, U(count))
-    size = U(abs(total))
-    square_high, square_low = wide_multiply(size, size)
+    square_high, square_low = wide_square(total)
     top, bottom = wide_subtract(top, bottom, square_high, square_low)
     return float(np.sqrt(wide_to_float(top, bottom)) / float(count * scale))
 
@@ -723,8 +770,7 @@ def _fold(features: Any, rows: Any, order: Any, n: int, tiles: Any, begin: int, 
     for i in range(begin, end):
         used += tiles[i, TILE_N]
         mixed ^= U(tiles[i, TILE_XOR])
-    for i in range(n):
-        mixed ^= _hash_row(rows, order[i])
+    mixed ^= _hash_rows(rows, order, n)
     stamp[USED] = used
     stamp[NEWEST] = rows[order[n - 1], 0] if n else tiles[end - 1, TILE_NEWEST] if begin < end else NO_TIME
     stamp[XOR] = np.int64(mixed)
@@ -869,8 +915,8 @@ def _read_sets(features: Any, tie_break: Any, delay: int, lefts: Any, rights: An
             order[n] = own
             n += 1
             stamps[i, MERGED] = 0 if seen else 1
-        _sort(rows, order, n, tie_break)
-        n = _drop_copies(rows, order, n)
+        if _sort(rows, order, n, tie_break):
+            n = _drop_copies(rows, order, n)
         _fold(features, rows, order, n, tiles, begin, end, t[i], delay, left, right, own if modes[i] != NONE else -1, memo,
               values[i], stamps[i])
 
@@ -937,8 +983,8 @@ def _sweep(features: Any, tie_break: Any, delay: int, lefts: Any, rights: Any, r
             order[n] = own
             n += 1
             stamps[i, MERGED] = 0 if seen else 1
-        _sort(rows, order, n, tie_break)
-        n = _drop_copies(rows, order, n)
+        if _sort(rows, order, n, tie_break):
+            n = _drop_copies(rows, order, n)
         _fold(features, rows, order, n, nothing, 0, 0, t[i], delay, left, right, own if modes[i] != NONE else -1, memo,
               values[i], stamps[i])
 
@@ -953,8 +999,8 @@ def _compact(slots: Any, tie_break: Any, hops: Any, rows: Any, tiles: Any, befor
         if rows[row, 1] != 0 and rows[row, 0] > before and rows[row, 0] > floor:
             order[n] = row
             n += 1
-    _sort(rows, order, n, tie_break)
-    n = _drop_copies(rows, order, n)
+    if _sort(rows, order, n, tie_break):
+        n = _drop_copies(rows, order, n)
     split = 0
     while split < n and rows[order[split], 0] <= b:
         split += 1
@@ -992,8 +1038,7 @@ def _tile_of(slots: Any, hop: int, rows: Any, row: int, tile: Any) -> None:
     for s in range(slots.shape[0]):
         x, word = rows[row, slots[s, 1]], slots[s, 2]
         if slots[s, 0] == SLOT_SQUARES:
-            size = U(abs(x))
-            high, low = wide_multiply(size, size)
+            high, low = wide_square(x)
             tile[word] = np.int64(high)
             tile[word + 1] = np.int64(low)
         else:

@@ -19,6 +19,9 @@ from schemas.errors import StoreError
 
 __all__ = ["Script", "Wire", "pack"]
 
+READ_BYTES = 1 << 19
+"""Taken from the socket at once: the set of the busiest entity that ``bounds.check_size`` admits."""
+
 pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
 """The bytes of one command from its parts: str, bytes, int or float."""
 
@@ -46,7 +49,8 @@ class Wire:
 
     def __init__(self, url: str, timeout_ms: int, scripts: Sequence[Script] = ()) -> None:
         self._pool = redis.ConnectionPool.from_url(
-            url, socket_timeout=timeout_ms / 1000, socket_connect_timeout=timeout_ms / 1000, retry=None, max_connections=2**31)
+            url, socket_timeout=timeout_ms / 1000, socket_connect_timeout=timeout_ms / 1000, retry=None, max_connections=2**31,
+            socket_read_size=READ_BYTES)
         self._scripts = scripts
         self._connection: Any = None
         self._owed = False

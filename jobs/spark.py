@@ -15,6 +15,7 @@ from uuid import uuid4
 from schemas.errors import JobError
 from schemas.jars import class_archive, is_current, jars
 from schemas.java import java_home
+from schemas.niceness import group_as_nice
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ def session(settings: Settings, app: str, options: str = "") -> Iterator[SparkSe
         quiet.write_text(QUIET)
         conf = SparkConf(loadDefaults=False).setAll(_options(settings, app, Path(folder), quiet, options))
         try:
-            gateway = launch_gateway(conf, {"stdout": file, "stderr": file})  # type: ignore[no-untyped-call]
+            behind = os.nice(0) > 0  # a session of its own: niceness counts within one only
+            gateway = launch_gateway(conf, {"stdout": file, "stderr": file, "start_new_session": behind})  # type: ignore[no-untyped-call]
         except PySparkException as error:
             raise JobError("spark's JVM did not start", hint=f"see {log}") from error
+        if behind:
+            group_as_nice(gateway.proc.pid)
         try:
             spark = SparkSession(SparkContext(gateway=gateway, conf=conf))
             try:

@@ -24,6 +24,7 @@ from feature_repo.models import ModelSpec
 from feature_repo.use_cases import models
 from schemas.envelope import CE_TYPE, SOURCE_OFFSET
 from schemas.errors import ContractError, LogError, SettingsError
+from schemas.niceness import stand_back
 from schemas.reasons import REASONS, Reasons
 from schemas.settings import Settings, read_settings
 from schemas.topics import PREDICTION_TOPICS, reasons_topic
@@ -166,7 +167,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     argparse.ArgumentParser(prog="python -m services.reasons", description="Write the reasons of every alert until stopped.",
                             epilog="example: HEADRACE_KAFKA=localhost:9092 python -m services.reasons").parse_args()
-    os.nice(NICE)
+    stand_back(NICE)
     reasoner = Reasoner(read_settings())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: reasoner.stopping.set())

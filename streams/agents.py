@@ -19,6 +19,7 @@ import faust
 from aiokafka.errors import IllegalStateError
 
 from schemas.errors import SettingsError
+from schemas.niceness import stand_back
 from schemas.settings import Settings
 from streams import chunks
 
@@ -134,7 +135,7 @@ def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, pa
         gc.freeze()  # what is here now stays; a chunk makes thousands of short-lived tuples, and looking for cycles in them finds none
         gc.set_threshold(GC_THRESHOLD)
         if patient:
-            os.nice(PATIENT_NICE - os.nice(0))
+            stand_back(PATIENT_NICE)
         if settings.ready_file is not None:
             settings.ready_file.parent.mkdir(parents=True, exist_ok=True)
             settings.ready_file.write_text(str(os.getpid()))

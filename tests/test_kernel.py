@@ -80,6 +80,33 @@ def test_kernel_equals_oracle_on_hostile_sets(view: FeatureView, size: int) -> N
             assert stamps[i, kernel.USED] == len(members(view, records, t, c))
 
 
+def read_alone(view: FeatureView, records: list[Record], t: int, sets: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Reads for no event over ``records``, cut into equal ``sets``."""
+    starts, zeros = np.arange(sets) * (len(records) // sets), np.zeros(sets, np.int64)
+    return kernel.read_sets(view, as_rows(view, records), starts, starts + len(records) // sets, zeros + t,
+                            np.zeros((sets, view.record_words), np.int64), zeros)
+
+
+def test_one_copy_anywhere_in_a_long_set_counts_once() -> None:
+    view, r = VIEWS[0], random.Random(5)
+    for _ in range(150):
+        n = r.choice([48, 60, 300, 600])
+        records = [Record(i + (r.randrange(-30, 30) if r.random() < 0.2 else 0), 1 + i, (r.randrange(100), 0, 1, i % 7)) for i in range(n)]
+        copied = r.choice(records)
+        records.insert(r.randrange(n + 1), r.choice([copied, copied._replace(columns=(7, r.choice([-1, 1]), 1, 1))]))
+        t = n + r.randrange(-10, 40)
+        values, stamps = read_alone(view, records, t)
+        assert same(values[0], feature_values(view, records, t))
+        assert stamps[0, kernel.USED] == len(members(view, records, t, None))
+
+
+def test_the_fingerprint_of_many_records_is_the_xor_of_each() -> None:
+    r = random.Random(6)
+    records = [Record(r.randrange(500), 1 + i, (r.randrange(100), 0, 1, 2)) for i in range(700)]
+    (_, together), (_, each) = read_alone(VIEWS[0], records, 600), read_alone(VIEWS[0], records, 600, sets=700)
+    assert together[0, kernel.XOR] == np.bitwise_xor.reduce(each[:, kernel.XOR])
+
+
 @pytest.mark.parametrize("view", VIEWS, ids=lambda v: f"delay{v.delay_ms}-current{v.include_current}-hops{len(v.hops)}")
 def test_sweep_equals_oracle_over_what_had_arrived(view: FeatureView) -> None:
     r = random.Random(7)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from schemas.niceness import stand_back
 from services.commands import add_command, show
 from services.commands.backfill import BEHIND_SCORING
 from services.commands.plan import CHANGES
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         plan = make_plan(settings, redis_endpoint(settings))
         show(arguments, plan.facts(), plan_text(plan))
         return CHANGES if plan.anything else 0
-    os.nice(BEHIND_SCORING)
+    stand_back(BEHIND_SCORING)
     with exclusive(settings):
         done = apply(settings, endpoints(settings), grace_ms=grace_ms, anyway=arguments.anyway, tell=_tell)
     show(arguments, done.facts(), text(done))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import SettingsError
+from schemas.niceness import stand_back
 from services.commands import add_command, show
 from services.words import iso, time_ms
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
                             hint="a new version of the view is bootstrapped by `headrace apply`")
     if arguments.history is not None and arguments.dry_run:
         raise SettingsError("--dry-run cannot say what --history would bring", hint="the history goes into the archive first")
-    os.nice(BEHIND_SCORING)
+    stand_back(BEHIND_SCORING)
     url = redis_endpoint(settings)
     with session(settings, "backfill") as spark:
         found: list[dict[str, Any]] = []
