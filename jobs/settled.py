@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["LAST_MS", "SCHEMA", "Open", "covered", "every_prediction", "open_predictions", "verdict_basis"]
 
 LAST_MS = 2**63 - 1
-RULES = 1
+RULES = 2
 """To be raised when ``jobs.classify`` or ``jobs.parity`` judges otherwise."""
 SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, logged_position long, "
           "verdict string, view string, views array<string>, why string, served array<double>, recomputed array<double>, "

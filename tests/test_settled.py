@@ -19,8 +19,6 @@ from jobs.classify import Read, Verdict, classify
 from jobs.settled import covered
 from tests.test_classify import SOURCE, VIEWS
 
-HISTORY = -1
-
 
 @dataclass
 class Told:
@@ -30,7 +28,6 @@ class Told:
     settled: int = 0
     dropped: int = 0
     hidden: int = 0
-    other: int = 0
     split: int = 0
     examples: list[Any] = field(default_factory=list)
 
@@ -91,7 +88,8 @@ class Log:
         """What is archived after each round. ``ordered``: as ``jobs.archive`` does, all that Kafka had at one moment after the read."""
         r, n = self.random, len(self.records)
         if ordered:
-            return [np.arange(n) < end for end in sorted(r.choices(range(self.made, n + 1), k=3))]
+            first = max(self.made, int((self.arrivals[:, 0] <= self.arrivals[self.own, 0]).sum()))  # its millisecond is over
+            return [np.arange(n) < end for end in sorted(r.choices(range(first, n + 1), k=3))]
         cuts, there = [], np.zeros(n, bool)
         for _ in range(4):
             for p in np.unique(self.partition):
@@ -113,7 +111,7 @@ def told(seeds: range, *, ordered: bool, drop: bool = False, by_the_rule: bool =
             if not there[log.own]:
                 continue
             verdict = classify(log.read(there))
-            if verdict.unexplained or by_the_rule and not covered(log.applied[None], log.ends(there))[0]:
+            if verdict.unexplained or (by_the_rule and not covered(log.applied[None], log.ends(there))[0]):
                 continue
             found.settled += 1
             found.hidden += at_once.unexplained
@@ -127,17 +125,32 @@ def told(seeds: range, *, ordered: bool, drop: bool = False, by_the_rule: bool =
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("drop", [True, False])
 def test_what_is_settled_as_explained_is_explained_at_once_however_the_archive_was_cut(ordered: bool, drop: bool) -> None:
-    found = told(range(2000), ordered=ordered, drop=drop)
+    found = told(range(1500), ordered=ordered, drop=drop)
     assert found.settled > (100 if drop else 1000)
     assert found.hidden == 0, found.examples
-    assert (found.dropped > 300) is drop
+    assert (found.dropped > 200) is drop
 
 
 def test_exact_and_in_flight_are_told_apart_as_at_once_where_sources_come_after_predictions() -> None:
-    assert told(range(2000), ordered=True).split == 0
-    assert told(range(2000), ordered=False).split > 0, "control: the order of the archive is what it stands on"
+    assert told(range(1500), ordered=True).split == 0
+    assert told(range(1500), ordered=False).split > 0, "control: the order of the archive is what it stands on"
 
 
 def test_without_the_stamps_covered_a_dropped_append_would_be_settled_as_explained() -> None:
-    found = told(range(2000), ordered=False, drop=True, by_the_rule=False)
-    assert found.hidden > 20
+    found = told(range(1500), ordered=False, drop=True, by_the_rule=False)
+    assert found.hidden > 10
+
+
+def test_copies_that_come_later_do_not_make_an_explained_read_unexplained() -> None:
+    """As many as would be more sets than can be tried."""
+    records, arrivals = [(100, 1, 1, 0), (99, 2, 1, 0)], [(100, position_of(SOURCE, 0, 0)), (99, position_of(SOURCE, 1, 0))]
+    verdicts = []
+    for copies in (0, 110):
+        for number in range(copies):
+            records += [(99, 2, 1, 0)] * 3
+            arrivals += [(200 + number, position_of(SOURCE, p, 1 + number)) for p in range(3)]
+        log, places = np.array(records, np.int64), np.array(arrivals, np.int64)
+        read = Read(VIEWS[0], log, places, 100, log[0], kernel.INCLUDE, np.array([98, 0]), np.array([0, -1]), None, 0, 0)
+        values, n, fingerprint = read.fold(np.arange(len(log)) < 2)
+        verdicts.append(classify(replace(read, values=values, n=n, fingerprint=fingerprint)))
+    assert verdicts == [Verdict.IN_FLIGHT, Verdict.IN_FLIGHT]
