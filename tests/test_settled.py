@@ -77,8 +77,9 @@ class Log:
 
     def read(self, there: Any) -> Read:
         """The read as a parity sees it that has the records ``there``."""
-        empty = Read(self.view, self.records[there], self.arrivals[there], int(self.records[self.own, 0]), self.records[self.own], self.mode,
-                     self.arrivals[self.own], self.applied, None, 0, 0)
+        own = self.records[self.own]
+        empty = Read(self.view, self.records[there], self.arrivals[there], int(own[0]), own, self.mode, self.arrivals[self.own],
+                     self.applied, None, 0, 0)
         return empty if not hasattr(self, "answer") else replace(empty, values=self.answer[0], n=self.answer[1], fingerprint=self.answer[2])
 
     def ends(self, there: Any) -> dict[str, int]:
