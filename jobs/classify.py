@@ -93,7 +93,10 @@ def classify(read: Read) -> Verdict:
 
 
 def find_set(read: Read) -> tuple[Verdict, Any]:
-    """The verdict and bool[m], which of the records the read was over; None where no set explains it."""
+    """The verdict and bool[m], which of the records the read was over; None where no set explains it.
+
+    Of equal copies that a read in flight may have had, the first is told.
+    """
     left, right = reach(read.view, read.t)
     inside = (read.records[:, 0] > left) & (read.records[:, 0] <= right)
     if read.mode == EXCLUDE:
@@ -125,7 +128,7 @@ def _by_prefixes(read: Read, stamped: Any, partition: Any, offset: Any) -> tuple
     for p in np.unique(partition[~stamped]):
         rows = np.flatnonzero(~stamped & (partition == p))
         rows = rows[np.argsort(offset[rows])]
-        queues.append(_while_fewer(read, stamped, rows))
+        queues.append(_first_of_each(read, stamped, _while_fewer(read, stamped, rows)))
     shape = tuple(len(rows) + 1 for rows in queues)
     if np.prod(shape, dtype=float) > MOST_SETS:
         return Verdict.TOO_MANY_SETS, None
@@ -151,6 +154,13 @@ def _while_fewer(read: Read, stamped: Any, queue: Any) -> Any:
         return read.fold(rows)[1]
 
     return queue[:bisect_right(range(len(queue) + 1), read.n, key=count) - 1] if count(0) <= read.n else queue[:0]
+
+
+def _first_of_each(read: Read, stamped: Any, queue: Any) -> Any:
+    """``queue`` without copies, word for word, of what is stamped or before them: no set is another by them, however many come later."""
+    order = np.concatenate((np.flatnonzero(stamped), queue))
+    first = np.unique(read.records[order], axis=0, return_index=True)[1] - np.count_nonzero(stamped)
+    return queue[np.sort(first[first >= 0])]
 
 
 def _count_and_mix(read: Read, stamped: Any, queues: list[Any], shape: tuple[int, ...]) -> tuple[Any, Any, Any]:

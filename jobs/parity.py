@@ -18,7 +18,7 @@ from jobs.events import bronze, bronze_path, bronze_version, end_offsets, events
 from jobs.features import Reads, from_bytes, sweep_entities
 from jobs.lineage import lineage
 from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N, asked_events, topic_of
-from jobs.settled import LAST_MS, Open, covered, every_prediction, open_predictions, verdict_basis
+from jobs.settled import LAST_MS, SCHEMA, Open, covered, every_prediction, open_predictions, verdict_basis
 from jobs.spark import use_session, write_text
 from schemas.settings import Settings
 
@@ -30,9 +30,6 @@ __all__ = ["EXAMPLES", "Parity", "parity", "parity_path"]
 
 EXAMPLES = 20
 VERDICTS = ("exact", "in_flight", "unexplained", "erased", "degraded", "other_definition")
-SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, logged_position long, "
-          "verdict string, view string, views array<string>, why string, served array<double>, recomputed array<double>, "
-          "basis string, settled boolean")
 WHY = {
     Verdict.DROPPED: "a record at or below the stamp is missing from what was served",
     Verdict.NO_SUCH_SET: "no set that the stamp allows gives the served count and fingerprint",
@@ -80,7 +77,7 @@ def parity(settings: Settings, service: FeatureService, spark: SparkSession | No
         version, path = bronze_version(own, settings), parity_path(settings, service, answers)
         run.reads_table(bronze_path(settings), version)
         archive = bronze(own, settings, version)
-        basis = verdict_basis(own, settings, service)
+        basis = verdict_basis(own, settings, service, version)
         to_judge = (every_prediction(archive, service, answers) if again else
                     open_predictions(own, path, basis, archive, service, answers))
         verdicts = classified(archive, to_judge, service, basis, answers)
@@ -113,7 +110,8 @@ def classified(archive: DataFrame, to_judge: Open, service: FeatureService, basi
     others = {source: events(archive, source, service.views, event_time=seen)
               for source in {view.source for view in service.views} - {service.source}}
     rows = of_source.unionByName(queries, allowMissingColumns=True)
-    fresh = sweep_entities(rows, others, service, Judge(service), Conclude(service, basis, end_offsets(archive)), SCHEMA)
+    newest_ms = archive.agg(F.max("arrival_ms")).collect()[0][0]
+    fresh = sweep_entities(rows, others, service, Judge(service), Conclude(service, basis, end_offsets(archive), newest_ms), SCHEMA)
     return fresh if to_judge.carried is None else fresh.unionByName(to_judge.carried)
 
 
@@ -154,11 +152,15 @@ class Judge:
 
 @dataclass(frozen=True)
 class Conclude:
-    """From the verdicts on a prediction's views to that on the prediction. ``ends``: topic -> partition -> last archived offset."""
+    """From the verdicts on a prediction's views to that on the prediction.
+
+    ``ends``: topic -> partition -> last archived offset; ``newest_ms``: when the newest archived record arrived.
+    """
 
     service: FeatureService
     basis: str
     ends: dict[str, dict[str, int]]
+    newest_ms: int
 
     def __call__(self, queries: pa.Table, own: pa.Table, answers: dict[str, Any]) -> pa.RecordBatch:
         import pyarrow as pa
@@ -192,7 +194,7 @@ class Conclude:
             else:
                 conclusions.append(("exact" if verdict is Verdict.EXACT else "in_flight", None, None))
         names, of_views, why = zip(*conclusions, strict=True)
-        settled = np.array([name != "unexplained" for name in names])
+        settled = np.array([name != "unexplained" for name in names]) & (queries["arrival_ms"].to_numpy() <= self.newest_ms)
         for view in views:
             settled &= covered(offsets(queries[f"applied_{view.name}"]), self.ends.get(view.source, {}))
         told = [name == "unexplained" for name in names]

@@ -1,8 +1,9 @@
 """What parity has settled before: a verdict that nothing archived later can change is carried over, not computed again.
 
 A prediction's reads depend on the log up to the offsets that it had seen. Once the archive holds all of those, what is explained stays so,
-unless the feature service, the archive or what was erased from it is another: that is a verdict's basis. Whether it is exact or in flight
-also takes what had arrived but was not seen yet; that is there because ``jobs.archive`` brings sources after predictions.
+unless the feature service is another or the archive is: a new table, one that lost rows, or one that was given older history. That is a
+verdict's basis. Whether it is exact or in flight also takes what had arrived but was not seen yet; that is there because ``jobs.archive``
+brings sources after predictions, unless the clock of who was asked runs ahead of the log's: then the verdict waits for the log.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import numpy as np
 
 from feature_repo.positions import PARTITION_SHIFT
 from feature_repo.views import FeatureService
-from jobs.erasures import records_path
-from jobs.events import bronze_path
+from jobs.events import bronze, bronze_path
 from jobs.features import history_ms
 from jobs.served import logged, topic_of
 from schemas.settings import Settings
@@ -24,11 +24,16 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["LAST_MS", "Open", "covered", "every_prediction", "open_predictions", "verdict_basis"]
+__all__ = ["LAST_MS", "SCHEMA", "Open", "covered", "every_prediction", "open_predictions", "verdict_basis"]
 
 LAST_MS = 2**63 - 1
-RULES = 1
+RULES = 2
 """To be raised when ``jobs.classify`` or ``jobs.parity`` judges otherwise."""
+SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, logged_position long, "
+          "verdict string, view string, views array<string>, why string, served array<double>, recomputed array<double>, "
+          "basis string, settled boolean")
+"""Of parity's table."""
+TAKE_NO_ROW = ("STREAMING UPDATE", "WRITE", "OPTIMIZE", "VACUUM START", "VACUUM END")
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,22 @@ class Open:
     from_ms: int = 0
 
 
-def verdict_basis(spark: SparkSession, settings: Settings, service: FeatureService) -> str:
-    """Under what a verdict is given; under another it is given anew."""
-    from delta.tables import DeltaTable
+def verdict_basis(spark: SparkSession, settings: Settings, service: FeatureService, version: int) -> str:
+    """Under what a verdict on the archive at ``version`` is given; under another it is given anew.
 
-    table = DeltaTable.forPath(spark, bronze_path(settings)).detail().select("id").collect()[0][0]
-    erasures = -1
-    if DeltaTable.isDeltaTable(spark, records_path(settings)):
-        erasures = DeltaTable.forPath(spark, records_path(settings)).history(1).select("version").collect()[0][0]
-    return hashlib.sha256(f"{RULES} {service.definition_hash} {table} {erasures}".encode()).hexdigest()[:16]
+    Of the archive: which table it is, the last commit that may have taken rows away (an erasure, a restored version), and how often history
+    was recorded. What the table itself says at that version, so no run can judge an archive from before an erasure under its basis.
+    """
+    from delta.tables import DeltaTable
+    from pyspark.sql import functions as F
+
+    table = DeltaTable.forPath(spark, bronze_path(settings))
+    takes = ~F.col("operation").isin(*TAKE_NO_ROW) | F.coalesce(F.col("operationParameters")["mode"] == "Overwrite", F.lit(False))
+    taken = table.history().where(F.col("version").between(1, version) & takes).agg(F.max("version")).collect()[0][0]
+    history = bronze(spark, settings, version).where("partition < 0").groupBy("topic").agg(F.min("partition")).sort("topic").collect()
+    recorded = [tuple(row) for row in history]
+    told = f"{RULES} {service.definition_hash} {table.detail().select('id').collect()[0][0]} {taken} {recorded}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def every_prediction(archive: DataFrame, service: FeatureService, answers: bool) -> Open:
@@ -61,11 +73,12 @@ def open_predictions(spark: SparkSession, path: str, basis: str, archive: DataFr
     """What the parity table at ``path`` does not settle. Its ``predictions`` are persisted: unpersist them when they are judged."""
     from delta.tables import DeltaTable
     from pyspark.sql import functions as F
+    from pyspark.sql.types import StructType
 
     if not DeltaTable.isDeltaTable(spark, path):
         return every_prediction(archive, service, answers)
     table = spark.read.format("delta").load(path)
-    if not {"basis", "settled", "logged_position"} <= set(table.columns):  # written before verdicts were carried over
+    if table.schema.simpleString() != StructType.fromDDL(SCHEMA).simpleString():  # of another release
         return every_prediction(archive, service, answers)
     kept = table.where((F.col("basis") == basis) & F.col("settled"))
     position = F.shiftleft(F.col("partition").cast("long"), PARTITION_SHIFT) + F.col("offset")
@@ -73,8 +86,12 @@ def open_predictions(spark: SparkSession, path: str, basis: str, archive: DataFr
     carried = kept.join(records.select("logged_position"), "logged_position", "left_semi").select(*table.columns)
     unsettled = every_prediction(records.join(kept.select("logged_position"), "logged_position", "left_anti"), service, answers).predictions
     if not answers:  # of which none is a copy of another
-        unsettled = unsettled.join(carried.select("prediction_id"), "prediction_id", "left_anti")
+        before = carried.select("prediction_id", F.col("logged_position").alias("carried_at"))
+        unsettled = (unsettled.join(before, "prediction_id", "left").where("carried_at IS NULL OR logged_position < carried_at")
+                     .drop("carried_at"))
     predictions = unsettled.coalesce(spark.sparkContext.defaultParallelism).persist()  # what is persisted keeps all partitions of its joins
+    if not answers:  # a copy that was archived later, in a lower partition, is *the* prediction from now on
+        carried = carried.join(predictions.select("prediction_id"), "prediction_id", "left_anti").select(*table.columns)
     first = predictions.where("fault IS NULL").agg(F.min("event_time")).collect()[0][0]
     return Open(predictions, carried, first - history_ms(service.views) if first is not None else LAST_MS)
 

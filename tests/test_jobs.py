@@ -213,7 +213,7 @@ def test_parity_in_parts_gives_the_verdicts_of_parity_at_once(spark: Any, tmp_pa
         spark.createDataFrame(table).coalesce(2).write.format("delta").mode("append").partitionBy("topic").save(bronze_path(settings))
         version = bronze_version(spark, settings)
         now = bronze(spark, settings, version)
-        path, basis = parity_path(settings, SERVICE), verdict_basis(spark, settings, SERVICE)
+        path, basis = parity_path(settings, SERVICE), verdict_basis(spark, settings, SERVICE, version)
         judged.append(open_predictions(spark, path, basis, now, SERVICE, False).predictions.count())
         found = parity(settings, SERVICE, spark)
     whole = Settings(home=tmp_path / "whole")
