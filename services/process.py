@@ -25,15 +25,16 @@ class Worker(Protocol):
     def run(self) -> None: ...
 
 
-def run_until_stopped(parser: argparse.ArgumentParser, make: Callable[[Settings, argparse.Namespace], Worker]) -> int:
+def run_until_stopped(parser: argparse.ArgumentParser, make: Callable[[Settings, argparse.Namespace], Worker], *,
+                      at_once: bool = False) -> int:
     """Run what is made of the settings and the command line until SIGTERM or SIGINT; the process's exit code.
 
-    Kafka is that of ``headrace up`` where the settings name none.
+    Kafka is that of ``headrace up`` where the settings name none. ``at_once``: as ``set_by_signals`` has it.
     """
     log_to_stderr()
     settings, arguments = read_settings(), parser.parse_args()
     worker = make(settings.model_copy(update={"kafka": kafka_endpoint(settings)}), arguments)
-    set_by_signals(worker.stopping)
+    set_by_signals(worker.stopping, at_once)
     worker.run()
     return 0
 
@@ -42,9 +43,16 @@ def log_to_stderr() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
 
 
-def set_by_signals(stopping: threading.Event) -> None:
+def set_by_signals(stopping: threading.Event, at_once: bool = False) -> None:
+    """SIGTERM and SIGINT set ``stopping``. With ``at_once`` they end the process where it is: for work that takes minutes, may be killed at
+    any point, and is taken up again by whoever comes back. (An exception would come up within Spark's client.)"""
+    def stop(*_: object) -> None:
+        stopping.set()
+        if at_once:
+            os._exit(0)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, stop)
 
 
 def say_ready(settings: Settings) -> None:

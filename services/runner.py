@@ -1,8 +1,8 @@
 """The runner: claims a granted retrain, carries it out on Spark, releases the candidate if every gate is passed, and says how it ended.
 
 ``python -m services.runner``. It holds no state of its own: requests, claims, results and releases are on topics, verdicts beside
-the tables. So it may die at any point; when it comes back it goes on with the lease that it holds, or claims again, and the
-ids of what it does are those of the retrain: one candidate, one release, one result that counts.
+the tables. So it may die at any point, and a stop ends the job that is under way; when it comes back it goes on with the lease that it
+holds, or claims again, and the ids of what it does are those of the retrain: one candidate, one release, one result that counts.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.runner", description="Carry out granted retrains until stopped.",
                                      epilog="example: python -m services.runner --name runner-1")
     parser.add_argument("--name", default=socket.gethostname(), help="keep it over restarts: held leases are known by it")
-    return run_until_stopped(parser, lambda settings, arguments: Runner(settings, arguments.name, Plan(), log.info))
+    return run_until_stopped(parser, lambda settings, arguments: Runner(settings, arguments.name, Plan(), log.info), at_once=True)
 
 
 if __name__ == "__main__":
