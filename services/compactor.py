@@ -8,8 +8,6 @@ the broker's and which workers and scorers pass like any other. In a replay whoe
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +22,7 @@ from feature_repo.views import FeatureService, FeatureView
 from feature_repo.wire import Wire
 from schemas.errors import LogError, SettingsError, StoreError
 from schemas.settings import Settings, read_settings
+from services.process import log_to_stderr, say_ready, set_by_signals
 from services.publisher import Publisher, arrival_is_ours
 
 __all__ = ["Compactor", "Round", "compact", "main"]
@@ -171,8 +170,7 @@ def compact(settings: Settings, stopping: threading.Event) -> None:
     """Compact what is to be compacted, by the definitions that are live, until ``stopping``."""
     while not stopping.is_set():
         compactor = Compactor(settings)
-        if settings.ready_file is not None:
-            settings.ready_file.write_text(str(os.getpid()))
+        say_ready(settings)
         try:
             compactor.run(stopping)
         finally:
@@ -180,10 +178,9 @@ def compact(settings: Settings, stopping: threading.Event) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    log_to_stderr()
     settings, stopping = read_settings(), threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    set_by_signals(stopping)
     compact(settings, stopping)
     return 0
 

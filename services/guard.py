@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -25,14 +23,14 @@ from schemas.envelope import PROBE, header
 from schemas.errors import BundleError, HeadraceError, JobError, LogError, SettingsError
 from schemas.evaluations import EVALUATIONS, Evaluation
 from schemas.releases import Chain, Release
-from schemas.settings import Settings, read_settings
+from schemas.settings import Settings
 from schemas.topics import answered_topic
 from services.approvals import missing_approval
 from services.guardrails import Guardrails, Predicted, Verdict
+from services.process import run_until_stopped, say_ready
 from services.release_log import ReleaseLog
 from services.release_machine import Move
 from services.releasing import champion_of, follow_chain
-from services.runtime.endpoints import kafka_endpoint
 
 __all__ = ["Guard", "main"]
 
@@ -128,6 +126,7 @@ class Guard:
 
     def run(self) -> None:
         """Watch until ``stopping`` is set."""
+        say_ready(self._settings)
         while not self.stopping.is_set():
             wait_s = LOOK_EVERY_S
             try:
@@ -136,6 +135,7 @@ class Guard:
                 wait_s = TRY_EVERY_S
                 log.warning("trying again in %.0f s: %s", wait_s, error)
             self.stopping.wait(wait_s)
+        self.close()
 
     def step(self) -> bool:
         """Read on, and act where it is time to. Returns whether there was anything to read."""
@@ -228,21 +228,9 @@ def _decoder(spec: ModelSpec) -> Callable[[bytes], Predicted]:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(prog="python -m services.guard", description="Watch canaries until stopped.",
                                      epilog="example: python -m services.guard")
-    parser.parse_args()
-    settings = read_settings()
-    settings = settings.model_copy(update={"kafka": kafka_endpoint(settings)})  # of `headrace up`, where none is set
-    guard = Guard(settings, log.info)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: guard.stopping.set())
-    if settings.ready_file is not None:
-        settings.ready_file.parent.mkdir(parents=True, exist_ok=True)
-        settings.ready_file.write_text(str(os.getpid()))
-    guard.run()
-    guard.close()
-    return 0
+    return run_until_stopped(parser, lambda settings, _: Guard(settings, log.info))
 
 
 if __name__ == "__main__":

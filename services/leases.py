@@ -28,11 +28,16 @@ class LeaseLost(JobError):
 
 
 class Leases:
-    """Those of one ``runner`` on retrains of ``models``. What it holds is on the log: a runner that died finds it again by its name."""
+    """Those of one ``runner`` on retrains of ``models``. What it holds is on the log: a runner that died finds it again by its name.
+
+    So two that are called the same find the same lease. Whoever began last goes on with it, and the other leaves it alone from then on.
+    """
 
     def __init__(self, log: ControlLog, runner: str, models: Container[str], stopped: Callable[[], bool]) -> None:
         self._log, self._runner, self._models, self._stopped = log, runner, models, stopped
         self._next_claim: dict[str, float] = {}
+        self._begun: dict[tuple[str, int], int] = {}
+        self._left: set[tuple[str, int]] = set()
 
     def open(self) -> list[RetrainRequest]:
         """What is granted and has not ended, oldest first."""
@@ -47,7 +52,8 @@ class Leases:
             return None
         own = {offset for offset, record in self._log.records(RUNS, RunRecord) if record.runner == self._runner}
         for request in open_:
-            if (number := _held(decisions, request.retrain_id, own)) is not None:
+            number = _held(decisions, request.retrain_id, own)
+            if number is not None and (request.retrain_id, number) not in self._left:
                 return Lease(request, number)
         for request in open_:
             if time.monotonic() >= self._next_claim.get(request.retrain_id, 0.0):
@@ -59,7 +65,8 @@ class Leases:
     def begin(self, lease: Lease) -> int:
         """Say that work on ``lease`` begins; how often it was begun on this retrain, by whom ever, this time included."""
         request = lease.request
-        self._log.publish(RUNS, RunRecord(request.model, self._runner, "beat", request.retrain_id, lease.number, BEGINS), request.at_ms)
+        self._begun[request.retrain_id, lease.number] = self._log.publish(
+            RUNS, RunRecord(request.model, self._runner, "beat", request.retrain_id, lease.number, BEGINS), request.at_ms)
         return sum((record.retrain_id, record.reason) == (request.retrain_id, BEGINS) for _, record in self._log.records(RUNS, RunRecord))
 
     def check(self, lease: Lease) -> None:
@@ -68,6 +75,12 @@ class Leases:
             overtaken = each.what == "started" and each.lease > lease.number
             if each.retrain_id == lease.request.retrain_id and (overtaken or each.what in ENDED):
                 raise LeaseLost(f"retrain {each.retrain_id} went on without lease {lease.number}: {each.what}, {each.reason}")
+        held = lease.request.retrain_id, lease.number
+        begun = self._begun.get(held)
+        if begun is not None and any(offset > begun and (record.retrain_id, record.lease, record.reason) == (*held, BEGINS)
+                                     for offset, record in self._log.records(RUNS, RunRecord)):
+            self._left.add(held)
+            raise LeaseLost(f"another runner that is called {self._runner} began on lease {held[1]} of retrain {held[0]}")
 
     def renewed(self, lease: Lease) -> Lease:
         """``lease``, or another on the same retrain where it ran out. Raises LeaseLost where there is none to be had."""

@@ -61,6 +61,10 @@ class PairBook:
         return (told for told in self._told.values() if told.revision >= 0
                 and told.pair.predicted_ms + self._age_ms < until_ms.get(told.partition, 0))
 
+    def of_age_ms(self, until_ms: Mapping[int, int]) -> int:
+        """All pairs of what arrived before it are of age, in every partition that has any."""
+        return min((until_ms.get(partition, 0) for partition in self._passed_ms), default=0) - self._age_ms
+
     def _tell(self, evaluation: Evaluation) -> None:
         told = self._told[evaluation.prediction_id]
         if evaluation.at_ms - told.pair.predicted_ms <= self._age_ms and evaluation.revision > told.revision:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -26,9 +25,10 @@ from schemas.envelope import CE_TYPE, SOURCE_OFFSET
 from schemas.errors import ContractError, LogError, SettingsError
 from schemas.niceness import stand_back
 from schemas.reasons import REASONS, Reasons
-from schemas.settings import Settings, read_settings
+from schemas.settings import Settings
 from schemas.topics import PREDICTION_TOPICS, reasons_topic
 from services.explainers import Explainers
+from services.process import run_until_stopped, say_ready
 from streams.publisher import last_source_offset
 
 __all__ = ["Reasoner", "main", "reasons_record"]
@@ -150,10 +150,7 @@ class Reasoner:
     def _assigned(self, _: Any, partitions: Sequence[TopicPartition]) -> None:
         for each in partitions:
             self._marks[each.topic, each.partition] = last_source_offset(self._kafka, reasons_topic(each.topic), each.partition)
-        ready = self._settings.ready_file
-        if ready is not None:
-            ready.parent.mkdir(parents=True, exist_ok=True)
-            ready.write_text(str(os.getpid()))
+        say_ready(self._settings)
         log.info("assigned %s", sorted((each.topic, each.partition) for each in partitions))
 
     def _revoked(self, _: Any, partitions: Sequence[TopicPartition]) -> None:
@@ -164,15 +161,10 @@ class Reasoner:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
-    argparse.ArgumentParser(prog="python -m services.reasons", description="Write the reasons of every alert until stopped.",
-                            epilog="example: HEADRACE_KAFKA=localhost:9092 python -m services.reasons").parse_args()
+    parser = argparse.ArgumentParser(prog="python -m services.reasons", description="Write the reasons of every alert until stopped.",
+                                     epilog="example: HEADRACE_KAFKA=localhost:9092 python -m services.reasons")
     stand_back(NICE)
-    reasoner = Reasoner(read_settings())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: reasoner.stopping.set())
-    reasoner.run()
-    return 0
+    return run_until_stopped(parser, lambda settings, _: Reasoner(settings))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from schemas.settings import Settings
 from schemas.shadow import SHADOW, ShadowScore
 from schemas.topics import shadow_topic
 from services.pair_book import PairBook
-from services.paired import ALPHA, Trial, confidence, should_roll_back
+from services.paired import ALPHA, BLOCK_MS, Trial, confidence, enough, should_roll_back
 from services.release_log import ReleaseLog
 from services.shadow_list import TAKEN_BACK, evidence_path, maturity_ms, trial
 from services.shadow_report import decided
@@ -110,13 +110,14 @@ class ReverseShadow:
             self._begin(begun)
         self._read(begun)
         until = evaluated_ms(self._wire, self._spec, self._settings.partitions)
-        found = should_roll_back((decided(told, begun.previous) for told in self._book.matured(until)), self._threshold, self._alpha)
+        matured, of_age_ms = (decided(told, begun.previous) for told in self._book.matured(until)), self._book.of_age_ms(until)
+        found = should_roll_back(matured, self._threshold, of_age_ms, self._alpha)
         if found.worse:
             self._roll_back(begun, found, paused=history[-1].paused)
-        elif not self._over and len(until) == self._settings.partitions and min(until.values()) > begun.at_ms + 2 * self._age_ms:
+        elif not self._over and of_age_ms > begun.at_ms + self._age_ms + BLOCK_MS:
             self._over = True
-            log.info("trial over epoch=%d kept=%s against=%s subjects=%d e_value=%.2f", begun.epoch, begun.champion, begun.previous,
-                     len(found.ids), found.e_value)
+            log.info("trial over epoch=%d kept=%s against=%s subjects=%d blocks=%d e_value=%.2f", begun.epoch, begun.champion,
+                     begun.previous, len(found.ids), found.blocks, found.e_value)
         return found
 
     def close(self) -> None:
@@ -163,7 +164,8 @@ class ReverseShadow:
         evidence = hashlib.sha256(text).hexdigest()
         write_file(evidence_path(self._settings, begun.model, evidence), text.decode())
         why = (f"version {begun.champion} is worse than {begun.previous}, which it replaced: wrong on {facts['wrong']} of "
-               f"{facts['subjects']} where they first disagreed; e-value {found.e_value:.0f}, {1 / self._alpha:.0f} suffice")
+               f"{facts['subjects']} where they first disagreed, in {found.blocks} half days; e-value {found.e_value:.0f}, "
+               f"{enough(self._alpha):.0f} suffice")
         name, at_ms = f"{TAKEN_BACK}{begun.model}:{begun.epoch}", found.last_ms + self._age_ms
         release = self._releases.release(name, begun.model, begun.previous, at_ms, why, "reverse shadow", evidence,
                                          instead_of=begun.champion)
@@ -176,8 +178,9 @@ class ReverseShadow:
     def _facts(self, begun: Release, found: Trial) -> dict[str, Any]:
         bounds = confidence(found.values)
         return {"model": begun.model, "epoch": begun.epoch, "version": begun.champion, "instead": begun.previous, "alpha": self._alpha,
-                "e_value": found.e_value, "threshold": self._threshold, "subjects": len(found.values),
-                "wrong": sum(value > 0 for value in found.values), "mean": bounds.mean, "low": bounds.low, "high": bounds.high,
+                "e_value": found.e_value, "blocks": found.blocks, "enough": enough(self._alpha), "threshold": self._threshold,
+                "subjects": len(found.values), "wrong": sum(value > 0 for value in found.values),
+                "mean": bounds.mean, "low": bounds.low, "high": bounds.high,
                 "from_ms": begun.at_ms, "to_ms": found.last_ms, "age_ms": self._age_ms,
                 "predictions": [[name, value] for name, value in zip(found.ids, found.values, strict=True)]}
 

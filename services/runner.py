@@ -1,16 +1,14 @@
 """The runner: claims a granted retrain, carries it out on Spark, releases the candidate if every gate is passed, and says how it ended.
 
 ``python -m services.runner``. It holds no state of its own: requests, claims, results and releases are on topics, verdicts beside
-the tables. So it may die at any point; when it comes back it goes on with the lease that it holds, or claims again, and the
-ids of what it does are those of the retrain: one candidate, one release, one result that counts.
+the tables. So it may die at any point, and a stop ends the job that is under way; when it comes back it goes on with the lease that it
+holds, or claims again, and the ids of what it does are those of the retrain: one candidate, one release, one result that counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import socket
 import sys
 import threading
@@ -29,13 +27,13 @@ from jobs.retraining import Asked, Plan, Verdict, retrain
 from schemas.errors import BundleError, CheckError, DefinitionError, HeadraceError, JobError, LogError, SettingsError
 from schemas.monitoring import DETECTIONS, RUNS, Detection, RetrainRequest, RunRecord
 from schemas.releases import Release
-from schemas.settings import Settings, read_settings
+from schemas.settings import Settings
 from services.approvals import missing_approval
 from services.control_log import ControlLog
 from services.leases import Lease, LeaseLost, Leases
+from services.process import run_until_stopped, say_ready
 from services.release_log import ReleaseLog
 from services.release_machine import Move, Refusal
-from services.runtime.endpoints import kafka_endpoint
 
 __all__ = ["Runner", "main"]
 
@@ -62,6 +60,7 @@ class Runner:
 
     def run(self) -> None:
         """Carry out what is granted until ``stopping`` is set."""
+        say_ready(self._settings)
         while not self.stopping.is_set():
             wait_s = LOOK_EVERY_S
             try:
@@ -70,6 +69,7 @@ class Runner:
                 wait_s = TRY_EVERY_S
                 log.warning("trying again in %.0f s: %s", wait_s, error)
             self.stopping.wait(wait_s)
+        self.close()
 
     def step(self, spark: Any = None) -> Verdict | None:
         """Carry out the retrain that is granted and not ended, if there is one and it can be had. Returns its verdict.
@@ -226,21 +226,10 @@ class Runner:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(prog="python -m services.runner", description="Carry out granted retrains until stopped.",
                                      epilog="example: python -m services.runner --name runner-1")
     parser.add_argument("--name", default=socket.gethostname(), help="keep it over restarts: held leases are known by it")
-    settings, arguments = read_settings(), parser.parse_args()
-    settings = settings.model_copy(update={"kafka": kafka_endpoint(settings)})  # of `headrace up`, where none is set
-    runner = Runner(settings, arguments.name, Plan(), log.info)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: runner.stopping.set())
-    if settings.ready_file is not None:
-        settings.ready_file.parent.mkdir(parents=True, exist_ok=True)
-        settings.ready_file.write_text(str(os.getpid()))
-    runner.run()
-    runner.close()
-    return 0
+    return run_until_stopped(parser, lambda settings, arguments: Runner(settings, arguments.name, Plan(), log.info), at_once=True)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ import argparse
 import gc
 import itertools
 import logging
-import os
-import signal
 import sys
 import threading
 import time
@@ -27,10 +25,11 @@ from feature_repo.online import Asked, Reading, ScoredMarks, SetReader
 from feature_repo.views import FeatureView
 from schemas.envelope import CE_TYPE, CLOCK_TYPE, LATE, SENT_NS, SOURCE_OFFSET
 from schemas.errors import LogError, SettingsError, StoreError
-from schemas.settings import Settings, read_settings
+from schemas.settings import Settings
 from schemas.topics import SOURCES, valid_topic
 from services.judge import Judge
 from services.prediction_writer import Batch, PredictionWriter
+from services.process import run_until_stopped, say_ready
 from services.scoring import Arrived, scorer_group
 from streams.publisher import last_source_offset
 
@@ -53,7 +52,7 @@ class Work:
 
 
 class Scorer:
-    """One scoring process. ``run`` until ``stop`` is called.
+    """One scoring process. ``run`` until ``stopping`` is set.
 
     While one batch is scored the store already answers for the next.
     """
@@ -71,7 +70,7 @@ class Scorer:
             "auto.offset.reset": "earliest", "session.timeout.ms": 6000, "heartbeat.interval.ms": 1000, "fetch.wait.max.ms": 20,
             "queued.max.messages.kbytes": 8192, "partition.assignment.strategy": "range",
         })
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._marks: dict[int, int] = {}
         self._work: Work | None = None
         self._turns = 0
@@ -81,9 +80,6 @@ class Scorer:
         self._epoch: int | None = None
         self._next_commit = self._next_say = 0.0
 
-    def stop(self) -> None:
-        self._stopping.set()
-
     def run(self) -> None:
         """Score until stopped; raises LogError when Kafka refuses what must not be lost."""
         self._judge.refresh(self._complete)
@@ -91,7 +87,7 @@ class Scorer:
         gc.freeze()  # what is loaded stays: walking through it again and again would hold up scoring
         self._consumer.subscribe([self._source], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
-            while not self._stopping.is_set():
+            while not self.stopping.is_set():
                 self._step()
             self._finish()
         finally:
@@ -179,7 +175,7 @@ class Scorer:
                 if self._settings.time == "live" and attempt == 2:
                     log.warning("scoring without the online store events=%d: %s", len(work.arrived), error)
                     return None
-                if self._settings.time == "replay" and self._stopping.wait(0.2 * (attempt > 1)):
+                if self._settings.time == "replay" and self.stopping.wait(0.2 * (attempt > 1)):
                     raise
         raise AssertionError
 
@@ -237,10 +233,7 @@ class Scorer:
         predictions = self._judge.spec.service.predictions
         for each in partitions:
             self._marks[each.partition] = last_source_offset(self._settings.kafka, predictions, each.partition)
-        ready = self._settings.ready_file
-        if ready is not None:
-            ready.parent.mkdir(parents=True, exist_ok=True)
-            ready.write_text(str(os.getpid()))
+        say_ready(self._settings)
         log.info("assigned partitions=%s", sorted(each.partition for each in partitions))
 
     def _revoked(self, _: Any, partitions: Sequence[TopicPartition]) -> None:
@@ -261,15 +254,9 @@ class Scorer:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(prog="python -m services.scorer", description="Score events until stopped.")
     parser.add_argument("--model", help="default: the first model of the use cases that are on")
-    settings, arguments = read_settings(), parser.parse_args()
-    scorer = Scorer(settings, arguments.model)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: scorer.stop())
-    scorer.run()
-    return 0
+    return run_until_stopped(parser, lambda settings, arguments: Scorer(settings, arguments.model))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
 import sys
 import threading
 import time
@@ -25,9 +23,10 @@ from feature_repo.use_cases import find_model
 from feature_repo.versions import read_registry
 from schemas.envelope import CE_TYPE, SOURCE_OFFSET, Headers
 from schemas.errors import BundleError, DefinitionError, LogError, SettingsError
-from schemas.settings import Settings, read_settings
+from schemas.settings import Settings
 from schemas.shadow import SHADOW, ShadowScore
 from schemas.topics import shadow_topic
+from services.process import run_until_stopped, say_ready
 from services.release_log import ReleaseLog
 from services.reverse_shadow import judging
 from services.shadow_list import NOBODY, Watched, maturity_ms, watched
@@ -46,7 +45,7 @@ ENCODE = msgspec.json.Encoder().encode
 
 
 class Shadow:
-    """One shadow process. ``run`` until ``stop`` is called."""
+    """One shadow process. ``run`` until ``stopping`` is set."""
 
     def __init__(self, settings: Settings, model: str | None = None) -> None:
         if settings.kafka is None:
@@ -73,7 +72,11 @@ class Shadow:
         self._next_look = self._next_commit = 0.0
 
     def run(self) -> None:
-        """Score until stopped. Raises LogError where Kafka refuses what must not be lost."""
+        """Score, and judge releases, until stopped. Raises LogError where Kafka refuses what must not be lost."""
+        with judging(self._settings, self.spec, self.stopping):
+            self._run()
+
+    def _run(self) -> None:
         self._releases.catch_up()
         self._consumer.subscribe([self._source], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         try:
@@ -222,9 +225,7 @@ class Shadow:
         self._written.update({partition: written[partition] for partition in mine if partition in written})
         held = committed(self._consumer, self._source, mine)
         self._places.update({partition: held.get(partition, Place(0)) for partition in mine})
-        if (ready := self._settings.ready_file) is not None:
-            ready.parent.mkdir(parents=True, exist_ok=True)
-            ready.write_text(str(os.getpid()))
+        say_ready(self._settings)
         log.info("assigned partitions=%s", sorted(mine))
 
     def _revoked(self, _: Any, partitions: Sequence[TopicPartition]) -> None:
@@ -240,17 +241,10 @@ class Shadow:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     parser = argparse.ArgumentParser(prog="python -m services.shadow", description="Score beside the champion until stopped.",
                                      epilog="example: python -m services.shadow --model fraud")
     parser.add_argument("--model", help="default: the first model of the use cases that are on")
-    settings, arguments = read_settings(), parser.parse_args()
-    shadow = Shadow(settings, arguments.model)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: shadow.stopping.set())
-    with judging(settings, shadow.spec, shadow.stopping):
-        shadow.run()
-    return 0
+    return run_until_stopped(parser, lambda settings, arguments: Shadow(settings, arguments.model))
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_the_same_faults_in_both_arms_are_nobodys(world: Canaried) -> None:
     assert world.live().epoch == began.epoch
 
 
-@pytest.mark.parametrize(("told", "rail"), [({"slow": 4.0}, "latency"), ({"alerts": 1_000_000}, "")])
+@pytest.mark.parametrize(("told", "rail"), [({"slow": 4.0}, "latency"), ({"slow": 1.4}, ""), ({"alerts": 1_000_000}, "")])
 def test_a_slow_candidate_is_taken_back_and_quiet_alone_is_no_harm(world: Canaried, told: dict[str, Any], rail: str) -> None:
     world.begin(deadline_ms=30 * DAY, hold_ms=20 * DAY)
     world.predict(range(600), 1000, **told)
@@ -201,6 +201,16 @@ def test_without_an_answer_by_the_deadline_it_stops_and_asks(world: Canaried) ->
     answered = world.act("advance")
     assert (answered.paused, answered.canary and answered.canary.share) == (False, 5000)
     assert answered.epoch == began.epoch + 2
+
+
+def test_what_is_shown_by_the_deadline_is_not_asked(world: Canaried) -> None:
+    """The control: as late as where it stops and asks, but with evidence."""
+    began = world.begin(deadline_ms=60_000)
+    world.predict(range(6000), 1000)
+    world.predict(range(6000, 6001), 61_000)
+    world.guard()
+    made = by_guard(world, began.epoch)
+    assert [(each.action, each.paused, each.canary and each.canary.share) for each in made] == [("advance", False, 5000)]
 
 
 def test_an_ab_test_is_decided_by_its_rule(world: Canaried) -> None:

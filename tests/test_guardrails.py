@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from schemas.releases import Canary, Release
 from services.canary import bucket
-from services.guardrails import Guardrails, Predicted, Track
+from services.guardrails import Guardrails, Predicted
+from services.rails import Track
 from streams.detectors.arms import FEWER, MORE, Evidence, drawn, tolerated
 from streams.detectors.losses import LossBatch, LossDetector, LossReference
 from tests.guard_world import DAY, World, run

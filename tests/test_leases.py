@@ -190,3 +190,22 @@ def test_a_lease_that_ran_out_is_had_again_unless_another_has_it() -> None:
     world.govern()
     with pytest.raises(LeaseLost, match="without lease 3: failed"):
         second.check(other)
+
+
+def test_of_two_runners_of_one_name_who_began_last_goes_on_and_the_other_leaves_it() -> None:
+    world = World()
+    world.publish(ASKS, RetrainAsk("a", "one", "1", "why"), 0)
+    world.govern()
+    first, second, later = (Leases(world, "a", MODELS, lambda: False) for _ in range(3))  # type: ignore[arg-type]
+    lease = next(lease for _ in range(50) if (lease := first.take()) is not None)
+    assert first.begin(lease) == 1
+    first.check(lease)
+    assert second.take() == lease, "by its name it is its own"
+    first.check(lease)
+    assert second.begin(lease) == 2
+    for look in (first.check, first.renewed):
+        with pytest.raises(LeaseLost, match="another runner that is called a began on lease 1"):
+            look(lease)
+    assert second.renewed(lease) == lease
+    assert first.take() is None, "else they would take it from each other for ever"
+    assert later.take() == lease, "who died and comes back finds it"

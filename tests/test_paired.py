@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,38 +16,79 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_repo.fraud import FRAUD
+from feature_repo.views import HOUR_MS
 from schemas.errors import FindingError
 from schemas.evaluations import Evaluation, evaluation_id
 from schemas.shadow import ShadowScore, shadow_id
 from services.pair_book import PairBook, Told
-from services.paired import ALPHA, BETS, Decided, confidence, first_of_subjects, losses, should_roll_back
+from services.paired import ACROSS, ALPHA, BETS, BLOCK_MS, Decided, confidence, enough, first_of_subjects, losses, should_roll_back
 from services.shadow_list import maturity_ms
 from services.shadow_report import compare_pairs, decided, lines
-from tests.shadow_simulation import NULLS, PLANTED, Setting, rates, world
+from tests.shadow_simulation import NULLS, PLANTED, WAVES, Setting, by_card, rates, world
 
 AGE_MS = maturity_ms(FRAUD)
+UNTIL_MS = 100 * BLOCK_MS
 flags = st.booleans()
-events_ = st.builds(Decided, st.uuids().map(str), st.sampled_from("abcdefghijklmnop"), st.integers(0, 50), flags, flags, flags)
+events_ = st.builds(Decided, st.uuids().map(str), st.sampled_from("abcdefghijklmnop"), st.integers(0, 50 * HOUR_MS), flags, flags, flags)
 some = st.lists(events_, max_size=60, unique_by=lambda each: each.prediction_id)
 
 
 @given(some, st.floats(0.05, 0.95), st.randoms())
 def test_the_answer_follows_from_the_set_of_disagreements(events: list[Decided], threshold: float, order: random.Random) -> None:
-    trial = should_roll_back(events, threshold)
+    trial = should_roll_back(events, threshold, UNTIL_MS)
     shuffled = order.sample(events, len(events))
-    assert should_roll_back(shuffled, threshold) == trial
+    assert should_roll_back(shuffled, threshold, UNTIL_MS) == trial
     first: dict[str, Decided] = {}
     for each in sorted(events, key=lambda each: (each.at_ms, each.prediction_id)):
         if each.first != each.second:
             first.setdefault(each.subject, each)
     assert trial.ids == tuple(each.prediction_id for each in first.values())[:len(trial.ids)], "each subject once"
-    wealth = sum(math.prod(1 + bet * value for value in trial.values) for bet in BETS) / len(BETS)
+    sums: dict[int, float] = defaultdict(float)
+    for name, value in zip(trial.ids, trial.values, strict=True):
+        sums[next(each.at_ms for each in events if each.prediction_id == name) // BLOCK_MS] += value
+    wealth = sum(math.prod(1 + math.tanh(bet * value) for value in sums.values()) for bet in BETS) / len(BETS)
     assert trial.e_value == pytest.approx(wealth)
-    assert trial.worse == (wealth >= 1 / ALPHA)
-    swapped = should_roll_back([replace(each, first=each.second, second=each.first) for each in events], threshold)
+    assert (trial.worse, trial.blocks) == (wealth >= enough(ALPHA), len(sums))
+    swapped = should_roll_back([replace(each, first=each.second, second=each.first) for each in events], threshold, UNTIL_MS)
     assert not (trial.worse and swapped.worse)
-    later = [Decided(f"later{n}", f"s{n}", 99, n % 2 == 0, n % 2 == 1, n % 3 == 0) for n in range(20)]
-    assert not trial.worse or should_roll_back([*events, *later], threshold) == trial, "what comes later takes nothing back"
+
+
+@given(some, st.floats(0.05, 0.95), st.integers(0, 6))
+def test_a_block_counts_once_it_is_over_and_what_comes_later_changes_nothing(events: list[Decided], threshold: float, over: int) -> None:
+    early = [each for each in events if each.at_ms < over * BLOCK_MS]
+    told = should_roll_back(early, threshold, over * BLOCK_MS)
+    for until_ms in (over * BLOCK_MS, (over + 1) * BLOCK_MS - 1):
+        assert should_roll_back(events, threshold, until_ms) == told
+    assert not told.worse or should_roll_back(events, threshold, UNTIL_MS) == told
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=5))
+def test_a_wave_over_many_cards_is_one_coin(waves: list[int]) -> None:
+    """The mean over which side each wave falls on: 1, however many cards they hit."""
+    def worth(against: Sequence[bool]) -> float:
+        events = [Decided(f"{n}-{card}", f"{n}-{card}", n * BLOCK_MS, not bad, bad, False) for n, (cards, bad)
+                  in enumerate(zip(waves, against, strict=True)) for card in range(cards)]
+        return should_roll_back(events, 0.5, len(waves) * BLOCK_MS, alpha=1e-9).e_value
+
+    assert np.mean([worth(sides) for sides in product((False, True), repeat=len(waves))]) == pytest.approx(1.0)
+    assert worth([True] * len(waves)) <= 2 ** len(waves)
+
+
+@given(st.integers(1, 60))
+def test_one_wave_may_lie_across_three_blocks(cards: int) -> None:
+    """It is a coin that is counted three times: worth at most ``ACROSS`` on average, which is what more is asked for."""
+    def worth(bad: bool) -> float:
+        events = [Decided(f"{block}-{card}", f"{block}-{card}", block * BLOCK_MS, not bad, bad, False)
+                  for block in range(3) for card in range(cards)]
+        return should_roll_back(events, 0.5, 3 * BLOCK_MS).e_value
+
+    assert (worth(True) + worth(False)) / 2 <= ACROSS
+
+
+def test_one_wave_is_enough_for_a_rule_that_bets_on_cards() -> None:
+    wave = [Decided(f"p{n}", f"c{n}", n, True, False, True) for n in range(50)]
+    assert by_card(wave, 0.5)
+    assert should_roll_back(wave, 0.5, BLOCK_MS).e_value < 2
 
 
 @given(flags, flags, flags, st.floats(0.01, 0.99))
@@ -80,10 +124,11 @@ def test_bounds_are_missed_at_any_of_400_looks_less_often_than_they_may_be() -> 
 
 def test_a_version_that_is_as_good_is_hardly_ever_rolled_back_and_one_that_is_worse_is() -> None:
     """The whole table: docs/shadow.md. By the naive test, which looks as often and counts each event, equal versions are rolled back."""
-    for setting in NULLS[:4]:
+    for setting in (*NULLS[:4], WAVES[1], WAVES[3]):
         told = rates(setting, 100)
         assert told["rolled_back"] <= 0.04, setting  # at a rate of 1 % more than 4 of 100 come once in 270
     assert rates(NULLS[0], 100)["naive"] > 0.1, "negative control"
+    assert told["by_card"] > 0.2, "negative control: who takes cards for independent takes a wave for many"
     told = rates(next(each for each in PLANTED if each.worse == 2.0), 20)
     assert told["rolled_back"] == 1.0
     assert told["days"] < 8
@@ -124,6 +169,7 @@ def test_pairs_and_labels_meet_in_whatever_order_they_are_read(data: st.DataObje
             book.take_evaluation(0, others.pop())
     assert {told.pair.prediction_id: told.label for told in book.matured({0: until})} == expected
     assert list(book.matured({1: until})) == [], "of a partition of which nothing is known"
+    assert (book.of_age_ms({0: until, 1: 0}), book.of_age_ms({1: until})) == (until - AGE_MS, -AGE_MS)
 
 
 def test_what_is_not_wanted_is_forgotten() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.releases import BUCKETS, RELEASE, Chain, Release
 from services.release_machine import Move, Refusal, next_release, whole_steps
+from services.standing import standings
 
 VERSIONS = st.sampled_from(["1", "2", "3"])
 STEPS = st.lists(st.integers(-5, BUCKETS + 5), max_size=4).map(tuple)
@@ -162,3 +163,25 @@ def test_records_from_before_there_were_canaries_still_count() -> None:
     assert [chain.take(offset, RELEASE.decode(value)) for offset, value in enumerate(old)] == [True, True]
     live: Any = chain.current("m")
     assert (live.champion, live.action, live.canary, live.shadows, live.paused) == ("2", "champion", None, [], True)
+
+
+def test_each_version_is_told_for_what_it_is() -> None:
+    versions = ["1", "2", "3", "4"]
+
+    def told(*steps: dict[str, Any]) -> list[str]:
+        chain, _ = walked(*steps)
+        live = chain.current("m")
+        return [str(each) for each in standings(chain, "m", versions, live.champion if live else "1", 90).values()]
+
+    first, second = {"action": "champion", "version": "1"}, {"action": "champion", "version": "2"}
+    canary = {"action": "canary", "version": "3", "steps": (500, 5000)}
+    assert told() == ["champion", "", "", "challenger"], "by the pointer, where there is no chain"
+    assert told(first) == ["champion", "", "", "challenger"]
+    replaced = "shadow until 1970-01-01T00:00:00.091Z"
+    assert told(first, second) == [f"previous, {replaced}", "champion", "", "challenger"]
+    assert told(first, second, canary) == [f"previous, {replaced}", "champion", "canary 5 %", "challenger"]
+    assert told(first, second, canary, {"action": "advance"})[2] == "canary 50 %"
+    assert told(first, second, canary, *[{"action": "advance"}] * 2) == ["", "previous, shadow", "champion", "challenger"]
+    assert told(first, second, {"action": "rollback"}) == ["champion", "", "", "challenger"]
+    assert told(first, {"action": "shadow", "shadows": ("3", "4")}) == ["champion", "", "shadow", "shadow, challenger"]
+    assert told({"action": "champion", "version": "4"}, first)[3] == f"previous, {replaced}", "it was the champion"

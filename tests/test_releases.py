@@ -191,6 +191,7 @@ def test_a_person_releases_goes_back_and_sees_which_versions_there_are(runtime: 
     assert said("release", "champion", "fraud@2", "--why", "better")["released"]["epoch"] == 2
     assert said("release", "champion", "fraud@2", "--why", "better")["released"]["epoch"] == 2, "said twice, done once"
     assert [each["version"] for each in said("models", "list") if each["live"]] == ["2"]
+    assert [each["state"].partition(" until ")[0] for each in said("models", "list")] == ["previous, shadow", "champion"]
     assert said("release", "rollback", "--why", "worse")["version"] == "1"
     assert champion(settings.models, "fraud") == settings.models / "fraud" / "1", "the pointer follows"
     assert "nothing was live" in refused("release", "rollback", "--why", "worse")

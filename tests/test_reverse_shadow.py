@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from feature_repo.bundle import champion
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.join_marks import joined_ms_key
-from feature_repo.views import DAY_MS
+from feature_repo.views import DAY_MS, HOUR_MS
 from jobs.registry import tracking_client
 from schemas.evaluations import EVALUATIONS, Evaluation, evaluation_id
 from schemas.fraud import Outcome
@@ -109,7 +109,7 @@ def test_a_worse_release_is_taken_back_as_labels_mature_and_an_equal_one_is_not(
         (evidence,) = (tmp_path / "tables" / "rollbacks" / "fraud").glob("*.json")
         facts = msgspec.json.decode(evidence.read_bytes())
         assert (taken_back.evidence or "").startswith(evidence.stem)
-        assert facts["e_value"] >= 100
+        assert facts["e_value"] >= facts["enough"] == 400
         assert facts["wrong"] > facts["subjects"] / 2
         eventually(lambda: (live := champion(settings.models, FRAUD.name)) and live.name == "2")
 
@@ -157,14 +157,14 @@ class Bench:
         self._store = redis.Redis.from_url(runtime.redis)
 
     def trial(self, at_ms: int, good: str, bad: str, wrong: float = 1.0) -> Release:
-        """``bad`` replaces ``good``; the labels of 60 disagreements have come of age."""
+        """``bad`` replaces ``good``; the labels of 60 disagreements, one every three hours, have come of age."""
         for version in (good, bad):
             self._n += 1
             made = self._log.release(f"r{self._n}", FRAUD.name, version, at_ms, "a test", "test")
         assert made is not None
         r, producer = random.Random(self._n), Producer({"bootstrap.servers": self._runtime.kafka})
         for n in range(60):
-            name, time_ms, label = f"p{self._n}-{n}", at_ms + n, r.random() < wrong
+            name, time_ms, label = f"p{self._n}-{n}", at_ms + 3 * n * HOUR_MS, r.random() < wrong
             pair = ShadowScore(shadow_id(name, good), name, f"e{name}", time_ms, f"c{n}", FRAUD.name, good, 0.9, 0.5, True, bad,
                                made.epoch, 0.1, 0.5, False, False, time_ms)
             said = Evaluation(evaluation_id(name, 0), name, f"e{name}", time_ms, f"c{n}", FRAUD.name, bad, 0.1, 0.5, False, False, label,

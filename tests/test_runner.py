@@ -27,6 +27,7 @@ from schemas.monitoring import ASKS, DECISIONS, REQUESTS, RUNS, RetrainAsk, Retr
 from schemas.settings import Settings
 from services import runner
 from services.control_log import ControlLog
+from services.leases import ENDED
 from services.release_log import ReleaseLog
 from services.runner import Runner
 from services.runtime.embedded import Runtime
@@ -65,11 +66,13 @@ def test_a_retrain_is_released_once_although_its_runner_is_killed_again_and_agai
         (request,) = {each.retrain_id: each for _, each in log.records(REQUESTS, RetrainRequest)}.values()
 
         environment = {**os.environ, "HEADRACE_HOME": str(tmp_path), "HEADRACE_KAFKA": runtime.kafka, "HEADRACE_TIME": "replay"}
-        for until in ("claim", "evaluating"):  # killed when it has its lease, and when its candidate is registered
+        for until, end in (("claim", signal.SIGKILL), ("evaluating", signal.SIGTERM)):  # it has its lease; its candidate is registered
             with (tmp_path / "runner.log").open("ab") as out, subprocess.Popen(
                     [sys.executable, "-m", "services.runner", "--name", "runner-1"], env=environment, stdout=out, stderr=out) as process:
                 eventually(lambda until=until: any(each.what == until for _, each in log.records(RUNS, RunRecord)), 240)
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(end)
+                assert process.wait(60) == (0 if end == signal.SIGTERM else -end), "a job that is under way holds up no stop"
+        assert not any(each.what in ENDED for _, each in log.records(RUNS, RunRecord)), "and nothing is said of how it ended"
         lines: list[str] = []
         verdict = Runner(at_work, "runner-1", Plan(), lines.append).step(spark)
         assert verdict is not None
@@ -90,6 +93,38 @@ def test_a_retrain_is_released_once_although_its_runner_is_killed_again_and_agai
         candidates = {path.name for path in (settings.models / FRAUD.name).iterdir() if path.name.isdigit()} - {first.version}
         assert candidates == {verdict.version}, "one candidate a retrain"
         assert msgspec.json.decode((Path(settings.tables) / f"retrains/fraud/{request.retrain_id}.json").read_bytes())["passed"]
+
+
+WORK = """
+import argparse, threading
+from services.process import run_until_stopped
+
+class Work:
+    def __init__(self):
+        self.stopping = threading.Event()
+
+    def run(self):
+        try:
+            print("at work", flush=True)
+            {waits_for}.wait()
+            print("finished", flush=True)
+        finally:
+            print("put away", flush=True)
+
+raise SystemExit(run_until_stopped(argparse.ArgumentParser(), lambda settings, arguments: Work(), at_once={at_once}))
+"""
+
+
+@pytest.mark.parametrize(("at_once", "waits_for", "said"), [
+    (True, "threading.Event()", ""), (False, "self.stopping", "finished\nput away\n")])
+def test_a_stop_ends_what_is_under_way_or_lets_it_end(at_once: bool, waits_for: str, said: str) -> None:
+    environment, program = {**os.environ, "HEADRACE_KAFKA": "127.0.0.1:1"}, WORK.format(at_once=at_once, waits_for=waits_for)
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == said
+        assert process.wait(30) == 0
 
 
 def test_who_comes_second_makes_live_what_was_released_not_what_it_trained(kafka: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -27,6 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from schemas.settings import read_settings
     from services.compactor import Compactor, compact
+    from services.process import set_by_signals
     from services.runtime.endpoints import endpoints
 
     settings = read_settings()
@@ -34,8 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = settings.model_copy(update={"kafka": at.kafka, "redis": SecretStr(at.redis)})
     if not arguments.once and not arguments.dry_run:
         stopping = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stopping.set())
+        set_by_signals(stopping)
         return compact(settings, stopping)
     compactor = Compactor(settings)
     try:

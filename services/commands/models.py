@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from feature_repo.manifest import Manifest
+    from feature_repo.models import ModelSpec
+    from schemas.releases import Chain
     from schemas.settings import Settings
     from services.commands import Subparsers
 
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 def register(subparsers: Subparsers) -> None:
     group = subparsers.add_parser("models", help="versions of models: which there are, what each was made from, how they compare")
     actions = group.add_subparsers(metavar="ACTION", required=True)
-    parser = add_command(actions, "list", list_, example="headrace models list --json", help="all versions, and which is live")
+    parser = add_command(actions, "list", list_, example="headrace models list --json", help="all versions, and what each is: champion, "
+                         "previous, canary, shadow, challenger")
     parser.add_argument("--model", help="only of this one (default: all that are on)")
     parser = add_command(actions, "show", show_one, example="headrace models show fraud@3",
                          help="one version's manifest, model card and what its gates saw")
@@ -42,9 +45,10 @@ def list_(arguments: argparse.Namespace) -> None:
 
     settings = read_settings()
     wanted = [find_model(settings, arguments.model)] if arguments.model else models(settings)
-    found = [_facts(folder, _live(settings, spec.name)) for spec in wanted for folder in _folders(settings, spec.name)]
-    lines = [f"{'version':<14}{'state':<8}{'trained on':<26}{'auc':>8}{'avg precision':>15}  features"]
-    lines += [f"{each['model'] + '@' + each['version']:<14}{'live' if each['live'] else '':<8}{'..'.join(each['train']):<26}"
+    found = [each for spec in wanted for each in _versions(settings, spec)]
+    width = max((len(each["state"]) for each in found), default=0)
+    lines = [f"{'version':<14}{'state':<{width + 2}}{'trained on':<26}{'auc':>8}{'avg precision':>15}  features"]
+    lines += [f"{each['model'] + '@' + each['version']:<14}{each['state']:<{width + 2}}{'..'.join(each['train']):<26}"
               f"{_figure(each, 'auc'):>8}{_figure(each, 'average_precision'):>15}  {each['service_hash']}" for each in found]
     show(arguments, found, "\n".join(lines) if found else "no model yet: `headrace train` makes one")
 
@@ -62,7 +66,8 @@ def show_one(arguments: argparse.Namespace) -> None:
     seen = read_evidence(settings.models, manifest.model, manifest.version)
     card = (folder / CARD_FILE).read_text() + ("" if seen is None else "\n" + gate_card(seen))
     evidence = seen_of(settings, manifest.model, manifest.version).evidence
-    show(arguments, {**msgspec.to_builtins(manifest), "live": _live(settings, manifest.model) == manifest.version, "evidence": evidence,
+    live = _live(settings, _chain(settings), manifest.model) == manifest.version
+    show(arguments, {**msgspec.to_builtins(manifest), "live": live, "evidence": evidence,
                      "gates": None if seen is None else msgspec.to_builtins(seen)},
          f"{card}\nEvidence {evidence}: `headrace models approve` names it.")
 
@@ -137,17 +142,36 @@ def _folders(settings: Settings, model: str) -> list[Path]:
     return sorted(found, key=lambda folder: (len(folder.name), folder.name))
 
 
-def _live(settings: Settings, model: str) -> str | None:
-    """By the chain where engines run, else by the pointer."""
+def _versions(settings: Settings, spec: ModelSpec) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from services.shadow_list import maturity_ms
+    from services.standing import standings
+
+    folders, chain = _folders(settings, spec.name), _chain(settings)
+    live = _live(settings, chain, spec.name)
+    told = standings(chain, spec.name, [folder.name for folder in folders], live, maturity_ms(spec))
+    return [{**_facts(folder), "live": folder.name == live, "state": str(told[folder.name]), "standing": asdict(told[folder.name])}
+            for folder in folders]
+
+
+def _chain(settings: Settings) -> Chain:
+    """Empty where no engines run."""
     from schemas.errors import RuntimeFault
     from schemas.releases import Chain
-    from services.releasing import live_bundle, read_chain
+    from services.releasing import read_chain
     from services.runtime.endpoints import kafka_endpoint
 
     try:
-        chain = read_chain(kafka_endpoint(settings))
+        return read_chain(kafka_endpoint(settings))
     except RuntimeFault:
-        chain = Chain()
+        return Chain()
+
+
+def _live(settings: Settings, chain: Chain, model: str) -> str | None:
+    """By the chain or, where that is empty, by the pointer."""
+    from services.releasing import live_bundle
+
     live = live_bundle(settings.models, model, chain)
     return None if live is None else live[0].name
 
@@ -161,12 +185,12 @@ def _read(settings: Settings, text: str) -> tuple[Path, Manifest]:
     return folder, decode(read_plain(folder, MANIFEST_FILE), Manifest, folder / MANIFEST_FILE)
 
 
-def _facts(folder: Path, live: str | None) -> dict[str, Any]:
+def _facts(folder: Path) -> dict[str, Any]:
     from feature_repo.manifest import MANIFEST_FILE, Manifest, decode, read_plain
 
     manifest = decode(read_plain(folder, MANIFEST_FILE), Manifest, folder / MANIFEST_FILE)
-    return {"model": manifest.model, "version": manifest.version, "live": manifest.version == live, "train": manifest.train,
-            "test": manifest.test, "service_hash": manifest.service_hash, "metrics": manifest.metrics.get("model", {}),
+    return {"model": manifest.model, "version": manifest.version, "train": manifest.train, "test": manifest.test,
+            "service_hash": manifest.service_hash, "metrics": manifest.metrics.get("model", {}),
             "retrain_id": manifest.data.get("retrain_id")}
 
 
