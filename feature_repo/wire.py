@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import hiredis
@@ -133,13 +135,12 @@ class Wire:
 def _read(parser: Any, number: int) -> list[Any]:
     """The next ``number`` replies, as bytes, int, None and lists of them. Raises redis.RedisError for an error among them, or a fault."""
     replies: list[Any] = []
-    take, add = parser._reader.gets, replies.append
-    while len(replies) < number:
-        reply = take(False)
-        if reply is NOT_ENOUGH_DATA:
-            parser.read_from_socket()
-        elif isinstance(reply, redis.RedisError):
-            raise reply
-        else:
-            add(reply)
-    return replies
+    take = partial(parser._reader.gets, False)
+    while True:
+        fresh = list(islice(iter(take, NOT_ENOUGH_DATA), number - len(replies)))  # no step of it is Python
+        if any(issubclass(kind, redis.RedisError) for kind in set(map(type, fresh))):
+            raise next(reply for reply in fresh if isinstance(reply, redis.RedisError))
+        replies += fresh
+        if len(replies) == number:
+            return replies
+        parser.read_from_socket()

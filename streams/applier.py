@@ -41,7 +41,7 @@ class Applier(Resuming):
         self._publisher.forget(partition)
 
     def _work(self, partition: int, records: Sequence[Any]) -> bool:
-        chunk = sort_chunk(self._contract, self._views, records)
+        chunk = sort_chunk(self._contract, self._views, (self.topic, partition), records)
         short = self._writer.marks.lowest(partition) == NOTHING and self._retry(lambda: self._log_start(partition)) > 0
         began = (records[0].offset, records[0].timestamp) if short else None
         if not self._retry(lambda: self._writer.apply(partition, records[-1].offset, chunk.admitted, began, records[-1].timestamp)):

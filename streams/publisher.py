@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.envelope import SOURCE_OFFSET, Headers, header
 from schemas.errors import LogError
-from schemas.topics import DERIVED_MAX_BYTES
+from streams.batches import Batches
 from streams.sort import Outgoing
 
 __all__ = ["LogEnds", "Publisher", "last_source_offset", "log_start", "next_offset"]
@@ -111,20 +111,12 @@ def _peeker(bootstrap: str) -> Consumer:
 
 
 class Publisher:
-    """One producer. ``stopping`` is asked while waiting: a worker that is told to stop does not wait for a dead broker."""
+    """What goes out by one thread. ``stopping``: see Batches."""
 
     def __init__(self, bootstrap: str, stopping: Callable[[], bool]) -> None:
         self._bootstrap = bootstrap
-        self._stopping = stopping
-        self._producer = Producer({
-            "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "compression.type": "lz4",
-            "linger.ms": 50,  # flush does not wait for it
-            "message.timeout.ms": 0,  # for ever: the source offset is not committed before this is acknowledged
-            "message.max.bytes": DERIVED_MAX_BYTES, "queue.buffering.max.messages": 200_000, "on_delivery": self._refused,
-            "delivery.report.only.error": True,  # flush waits for all of them; a callback for each costs a third of produce
-        })
+        self._batches = Batches(bootstrap, stopping)
         self._published: dict[tuple[str, int], int] = {}
-        self._failed: list[Any] = []
 
     def publish(self, topic: str, partition: int, records: Sequence[Outgoing]) -> None:
         """Queue ``records`` that have not been published before, to partition ``partition``. ``wait`` then waits for all."""
@@ -134,37 +126,23 @@ class Publisher:
         if place not in self._published:
             self._published[place] = last_source_offset(self._bootstrap, topic, partition)
         mark = self._published[place]
-        for record in records:
-            if record.offset > mark:
-                self.send(topic, partition, record.key, record.value, record.arrival_ms, record.headers)
+        self._batches.add_all(topic, partition, ((record.key, record.value, record.arrival_ms, record.headers)
+                                                 for record in records if record.offset > mark))
         self._published[place] = max(mark, records[-1].offset)
 
     def send(self, topic: str, partition: int, key: bytes | None, value: bytes | None, at_ms: int, headers: Headers) -> None:
         """Queue one record, published before or not."""
-        while True:
-            try:
-                self._producer.produce(topic, value, key, partition, timestamp=at_ms, headers=cast(Any, headers))
-                return
-            except BufferError:  # large records: there is room for a gigabyte
-                self._producer.poll(0.1)
-                if self._stopping():
-                    raise
+        self._batches.add(topic, partition, key, value, at_ms, headers)
 
     def wait(self) -> None:
         """Return when everything queued is acknowledged; LogError when one was refused or the worker is stopping."""
-        while self._producer.flush(0.5):
-            if self._stopping():
-                raise LogError("stopped while the broker had not acknowledged everything", hint="it is published again on restart")
-        if self._failed:
-            error = self._failed[0]
-            self._failed.clear()
+        try:
+            self._batches.wait()
+        except LogError:
             self._published.clear()
-            raise LogError(f"broker refused a record: {error}", hint="see the broker's log; topics come from the catalogue")
+            raise
 
     def forget(self, partition: int) -> None:
         """The partition may have had another owner meanwhile."""
         for place in [place for place in self._published if place[1] == partition]:
             del self._published[place]
-
-    def _refused(self, error: Any, _: Any) -> None:
-        self._failed.append(error)

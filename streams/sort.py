@@ -41,8 +41,8 @@ class Sorted:
     dead: list[Outgoing] = field(default_factory=list)
 
 
-def sort_chunk(contract: Contract, views: Sequence[FeatureView], records: Sequence[Any]) -> Sorted:
-    """Sort aiokafka ``records`` of one partition.
+def sort_chunk(contract: Contract, views: Sequence[FeatureView], place: tuple[str, int], records: Sequence[Any]) -> Sorted:
+    """Sort aiokafka ``records`` of the partition ``place``.
 
     A valid record that is too late for some view is kept out of that view's sets only; it is scored and archived all the same,
     marked late. A clock record is passed on, so that whoever reads the valid topic knows how far its source has been read.
@@ -52,24 +52,24 @@ def sort_chunk(contract: Contract, views: Sequence[FeatureView], records: Sequen
     lateness = min((view.allowed_lateness_ms for view in views), default=FOR_EVER_MS)
     skew = min((view.max_skew_ms for view in views), default=MAX_SKEW_MS)
     for record in records:
-        headers, arrival = record.headers, record.timestamp
+        offset, arrival, value, headers = record.offset, record.timestamp, record.value, record.headers
         try:
             if headers:
                 headers = [pair for pair in headers if pair[0] not in OURS]
-                if not record.value and clock(headers):
-                    valid.append(Outgoing(record.offset, None, b"", arrival, [*headers, source_header(record.offset)]))
+                if not value and clock(headers):
+                    valid.append(Outgoing(offset, None, b"", arrival, [*headers, source_header(offset)]))
                     continue
                 check_cloud_event(headers, contract)
-            event = decode(record.value)
-            outgoing = [*headers, (SOURCE_OFFSET, b"%d" % record.offset)]
+            event = decode(value)
+            outgoing = [*headers, (SOURCE_OFFSET, b"%d" % offset)]
             if -skew <= arrival - event.event_time <= lateness:  # every view admits it: nearly always
                 on_time.append((event, arrival))
             elif _admit_by_view(event, arrival, views, result.admitted):
                 outgoing.append((LATE, b"1"))
         except ContractError as error:
-            result.dead.append(_dead_letter(record, headers, error))
+            result.dead.append(_dead_letter(place, record, headers, error))
             continue
-        valid.append(Outgoing(record.offset, record.key, record.value, arrival, outgoing))
+        valid.append(Outgoing(offset, record.key, value, arrival, outgoing))
     for admitted in result.admitted:
         admitted += on_time
     return result
@@ -87,9 +87,9 @@ def _admit_by_view(event: Any, arrival_ms: int, views: Sequence[FeatureView], ad
     return "late" in verdicts
 
 
-def _dead_letter(record: Any, headers: Sequence[tuple[str, bytes]], error: ContractError) -> Outgoing:
+def _dead_letter(place: tuple[str, int], record: Any, headers: Sequence[tuple[str, bytes]], error: ContractError) -> Outgoing:
     """The original bytes, with why and from where. A value that was sent compressed and is larger than the broker takes is left out."""
-    why = dead_letter_headers(error, record.topic, record.partition, record.offset, record.timestamp)
+    why = dead_letter_headers(error, *place, record.offset, record.timestamp)
     value = record.value
     if value is not None and len(value) > BROKER_MAX_BYTES:
         why.append((VALUE_BYTES, b"%d" % len(value)))

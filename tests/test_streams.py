@@ -35,10 +35,11 @@ NOW_MS = 1_530_000_000_000
 PATIENT = dataclasses.replace(TERMINAL_ACTIVITY, allowed_lateness_ms=3 * CARD_SPEND.allowed_lateness_ms)
 VIEWS = (CARD_SPEND, PATIENT)
 SEEDS = range(60)
+PLACE = (TRANSACTIONS, 3)
 
 
 def record(value: bytes | None, offset: int = 5, headers: tuple[tuple[str, Any], ...] = (), key: bytes | None = b"c1") -> Any:
-    return SimpleNamespace(topic=TRANSACTIONS, partition=3, offset=offset, timestamp=NOW_MS, key=key, value=value, headers=headers)
+    return SimpleNamespace(offset=offset, timestamp=NOW_MS, key=key, value=value, headers=headers)
 
 
 def event(age_ms: int = 0) -> Transaction:
@@ -51,7 +52,7 @@ def encoded(age_ms: int = 0) -> bytes:
 
 def test_a_valid_record_goes_into_every_set_and_on_with_its_bytes_key_time_and_origin() -> None:
     headers = (("trace", b"7"), ("empty", None))
-    found = sort_chunk(TRANSACTION, VIEWS, [record(encoded(), 5, headers)])
+    found = sort_chunk(TRANSACTION, VIEWS, PLACE, [record(encoded(), 5, headers)])
     assert found.admitted == [[(event(), NOW_MS)], [(event(), NOW_MS)]]
     (out,) = found.valid
     assert (out.offset, out.key, out.value, out.arrival_ms) == (5, b"c1", encoded(), NOW_MS)
@@ -69,28 +70,29 @@ def test_a_valid_record_goes_into_every_set_and_on_with_its_bytes_key_time_and_o
 def test_a_late_record_is_kept_out_of_the_sets_that_are_closed_to_it_and_scored_all_the_same(
     age_ms: int, admitted: tuple[int, int], late: bytes | None,
 ) -> None:
-    found = sort_chunk(TRANSACTION, VIEWS, [record(encoded(age_ms))])
+    found = sort_chunk(TRANSACTION, VIEWS, PLACE, [record(encoded(age_ms))])
     assert tuple(map(len, found.admitted)) == admitted
     assert [header(out.headers, LATE) for out in found.valid] == [late]
     assert found.dead == []
 
 
 def test_a_record_from_the_future_is_a_dead_letter_and_in_no_set() -> None:
-    found = sort_chunk(TRANSACTION, VIEWS, [record(encoded(-CARD_SPEND.max_skew_ms - 1))])
+    found = sort_chunk(TRANSACTION, VIEWS, PLACE, [record(encoded(-CARD_SPEND.max_skew_ms - 1))])
     assert found.admitted == [[], []]
     assert found.valid == []
     assert [header(out.headers, "hr_reason") for out in found.dead] == [b"clock-skew"]
 
 
 def test_a_clock_record_goes_on_without_a_value_and_is_no_event() -> None:
-    found = sort_chunk(TRANSACTION, VIEWS, [record(b"", 9, tuple(CLOCK_HEADERS))])
+    found = sort_chunk(TRANSACTION, VIEWS, PLACE, [record(b"", 9, tuple(CLOCK_HEADERS))])
     assert (found.admitted, found.dead) == ([[], []], [])
     assert [(out.value, out.arrival_ms, out.headers) for out in found.valid] == [
         (b"", NOW_MS, [*CLOCK_HEADERS, (SOURCE_OFFSET, b"9")])]
 
 
 def test_a_dead_letter_keeps_the_original_bytes_and_says_why_and_from_where_as_kip_1034_does() -> None:
-    found = sort_chunk(TRANSACTION, VIEWS, [record(b"\xff{", 12, (("trace", b"7"),), key=None), record(None, 13), record(encoded(), 14)])
+    records = [record(b"\xff{", 12, (("trace", b"7"),), key=None), record(None, 13), record(encoded(), 14)]
+    found = sort_chunk(TRANSACTION, VIEWS, PLACE, records)
     assert [out.offset for out in found.valid] == [14]
     first, tombstone = found.dead
     assert (first.key, first.value, first.arrival_ms, first.headers[0]) == (None, b"\xff{", NOW_MS, ("trace", b"7"))
@@ -103,7 +105,7 @@ def test_a_dead_letter_keeps_the_original_bytes_and_says_why_and_from_where_as_k
 
 
 def test_a_dead_letter_that_was_sent_compressed_and_is_too_large_for_the_broker_says_how_large_it_was() -> None:
-    (out,) = sort_chunk(TRANSACTION, VIEWS, [record(bytes(BROKER_MAX_BYTES + 1))]).dead
+    (out,) = sort_chunk(TRANSACTION, VIEWS, PLACE, [record(bytes(BROKER_MAX_BYTES + 1))]).dead
     assert out.value is None
     assert header(out.headers, VALUE_BYTES) == str(BROKER_MAX_BYTES + 1).encode()
 
@@ -111,7 +113,7 @@ def test_a_dead_letter_that_was_sent_compressed_and_is_too_large_for_the_broker_
 @pytest.mark.parametrize("value", [encoded(), b"{"])
 def test_a_producer_cannot_say_for_us_where_a_record_came_from(value: bytes) -> None:
     forged = ((SOURCE_OFFSET, b"many"), (LATE, b"1"), (SOURCE_OFFSET, None))
-    found = sort_chunk(TRANSACTION, VIEWS, [record(value, 5, forged)])
+    found = sort_chunk(TRANSACTION, VIEWS, PLACE, [record(value, 5, forged)])
     (out,) = found.valid + found.dead
     assert [pair for pair in out.headers if pair[0] in (SOURCE_OFFSET, LATE)] == [(SOURCE_OFFSET, b"5")]
 
@@ -137,7 +139,7 @@ def dead_letters(kafka: str) -> str:
 
 def test_a_worker_that_comes_back_publishes_neither_events_nor_dead_letters_again(kafka: str, dead_letters: str) -> None:
     assert last_source_offset(kafka, dead_letters, 2) == -1
-    dead = sort_chunk(TRANSACTION, VIEWS, [record(b"{", offset) for offset in (0, 1, 2)]).dead
+    dead = sort_chunk(TRANSACTION, VIEWS, PLACE, [record(b"{", offset) for offset in (0, 1, 2)]).dead
     for life in (dead[:2], dead, dead[1:]):
         publisher = Publisher(kafka, lambda: False)
         publisher.publish(dead_letters, 2, life)
@@ -150,7 +152,7 @@ def test_the_largest_record_that_a_source_takes_has_room_among_the_dead_letters(
     """Else it would stop its partition for ever."""
     value = os.urandom(BROKER_MAX_BYTES - 100)
     publisher = Publisher(kafka, lambda: False)
-    publisher.publish(dead_letters, 1, sort_chunk(TRANSACTION, VIEWS, [record(value, 0)]).dead)
+    publisher.publish(dead_letters, 1, sort_chunk(TRANSACTION, VIEWS, PLACE, [record(value, 0)]).dead)
     publisher.wait()
     assert [m.value() == value for m in read_topic(kafka, dead_letters)] == [True]
 
