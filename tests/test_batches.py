@@ -22,8 +22,9 @@ from streams.batches import BATCH_BYTES, LZ4, Batches
 from streams.chunks import ChunkConsumer, ChunkRecords
 
 PLACE = TopicPartition("chunked", 1)
-RECORDS = [(1_000 + n, b"k" if n % 3 else None, b'{"n":%d}' % n if n % 5 else None, [("trace", b"7"), ("none", None)][: n % 3])
-           for n in range(50)]
+RECORDS: list[tuple[int, bytes | None, bytes | None, Any]] = [
+    (1_000 + n, b"k" if n % 3 else None, b'{"n":%d}' % n if n % 5 else None, [("trace", b"7"), ("none", None)][: n % 3])
+    for n in range(50)]
 
 
 @pytest.fixture
