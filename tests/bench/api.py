@@ -1,4 +1,4 @@
-"""Scores over HTTP: latency at a paced rate, requests a second flat out; beside it what serves features alone, or a model alone."""
+"""Scores over HTTP: requests a second flat out, latency at a paced rate; beside it what serves features alone, or a model alone."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> 
         pid, engines, events = runtime.pid("api"), [runtime.pid("kafka") or 0, runtime.pid("redis") or 0], _events(world)
         assert pid
         with _apart(pid, engines):
-            tell(f"scores: {RATE:,}/s, then flat out")
-            paced = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds, CONNECTIONS, RATE, warm_s=2.0))
+            tell(f"scores: flat out, which also warms up the broker, then {RATE:,}/s")
             before = _cpu_s(pid)
             flat = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds / 2, CLOSED, warm_s=0.0))
             cpu_us = (_cpu_s(pid) - before) / flat.requests * 1e6
+            paced = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds, CONNECTIONS, RATE, warm_s=2.0))
         runtime.hold("api")
         tell(f"the same load, {RATE:,}/s, on what answers at once")
         port = reserve(settings.home, ("echo",))["echo"]
