@@ -2,7 +2,7 @@
 somebody waits for it, in the thread that waits.
 
 confluent-kafka takes 2 us for the ``produce`` call of one record and its threads as much again, and its ``produce_batch`` has no headers
-(librdkafka issue 5559); this takes 1.2 us for all of it. docs/decisions/0029-the-worker-builds-its-batches.md has the rest.
+(librdkafka issue 5559); this takes half. docs/decisions/0029-the-worker-builds-its-batches.md has the rest.
 
 aiokafka compresses with lz4 at level 9, which takes longer than everything else together. ``default_records.lz4_encode`` is a private
 name: tests/test_batches.py tells when it changes.
@@ -32,8 +32,6 @@ HELD_BYTES = 64 << 20
 LZ4 = 3
 LOOK_EVERY_S, AGAIN_AFTER_S = 0.5, 0.2
 
-default_records.lz4_encode = partial(lz4_encode, level=1)
-
 
 class Batches:
     """Idempotent, acknowledged by all replicas, tried again for ever; in order within a partition, for one batch of it is under way.
@@ -42,6 +40,7 @@ class Batches:
     """
 
     def __init__(self, bootstrap: str, stopping: Callable[[], bool]) -> None:
+        default_records.lz4_encode = partial(lz4_encode, level=1)
         self._bootstrap, self._stopping = bootstrap, stopping
         self._loop: asyncio.AbstractEventLoop | None = None
         self._producer: AIOKafkaProducer | None = None
