@@ -87,6 +87,7 @@ def test_who_is_told_to_stop_does_not_wait_for_a_broker_that_is_not_there() -> N
 
 
 def test_batches_are_compressed_as_fast_as_lz4_can() -> None:
+    Batches("127.0.0.1:1", lambda: True)
     plain = BatchBuilder(BATCH_BYTES, 0)
     for at_ms, key, value, headers in RECORDS:
         plain.append(timestamp=at_ms, key=key, value=value, headers=headers)
