@@ -31,7 +31,8 @@ RECORDS: list[tuple[int, bytes | None, bytes | None, Any]] = [
 def topic(kafka: str) -> str:
     name = f"batches-{os.urandom(4).hex()}"
     config = {"message.timestamp.type": "CreateTime", "max.message.bytes": str(3 * BATCH_BYTES)}
-    for created in AdminClient({"bootstrap.servers": kafka}).create_topics([NewTopic(name, 2, 1, config=config)]).values():
+    admin = AdminClient({"bootstrap.servers": kafka})
+    for created in admin.create_topics([NewTopic(name, 2, 1, config=config)]).values():
         created.result(30)
     return name
 
@@ -74,7 +75,7 @@ def test_more_than_may_be_held_goes_out_before_somebody_waits(kafka: str, topic:
     values = [b"%d" % n + bytes(BATCH_BYTES // 2) for n in range(10)]
     for value in values:
         out.add(topic, 0, None, value, 1, [])
-    assert 0 < len(read_topic(kafka, topic)) < len(values)
+    assert 0 < len(list(read_topic(kafka, topic))) < len(values)
     out.wait()
     assert [m.value() for m in read_topic(kafka, topic)] == values
 
