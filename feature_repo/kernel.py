@@ -200,7 +200,8 @@ def read_views(p: Plans, words: Any, directory: Any, t: Any) -> tuple[Any, Any]:
     """
     values = np.empty((len(t), len(p.features)))
     stamps = np.zeros((len(p.views), len(t), 5), np.int64)
-    _read_views(p.features, p.tie_breaks, p.views, words, directory, t, values, stamps)
+    if _read_views(p.features, p.tie_breaks, p.views, words, directory, t, values, stamps) != len(words):
+        raise ValueError("a set or its tiles are no whole number of records")  # all that lies behind it would be read askew
     return values, stamps
 
 
@@ -922,7 +923,8 @@ def _read_sets(features: Any, tie_break: Any, delay: int, lefts: Any, rights: An
 
 
 @njit(cache=True, nogil=True)
-def _read_views(features: Any, tie_breaks: Any, views: Any, words: Any, directory: Any, t: Any, values: Any, stamps: Any) -> None:
+def _read_views(features: Any, tie_breaks: Any, views: Any, words: Any, directory: Any, t: Any, values: Any, stamps: Any) -> int:
+    """Fills ``values`` and ``stamps``; how many words were taken."""
     n, word, place = len(t), 0, 0
     for v in range(views.shape[0]):
         first, last, delay, width, tile_width = views[v, 0], views[v, 1], views[v, 4], views[v, 5], views[v, 6]
@@ -945,6 +947,7 @@ def _read_views(features: Any, tie_breaks: Any, views: Any, words: Any, director
         _read_sets(own, tie_breaks[views[v, 2]:views[v, 3]], delay, lefts, rights, records, bounds[at], bounds[at + 1], tiles,
                    tile_bounds[at], tile_bounds[at + 1], t, current, np.full(n, views[v, 7]), found, stamps[v])
         values[:, first:last] = found
+    return word
 
 
 @njit(cache=True, nogil=True)

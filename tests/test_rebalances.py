@@ -1,12 +1,13 @@
-"""P5: workers come and go under load, eleven of them; nothing is lost, nothing counts twice, no card's events change places."""
+"""P5: workers come and go under load, ten of them; nothing is lost, nothing counts twice, no card's events change places."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,63 +28,52 @@ from tests.world_check import Sent, publish, small_world, wrong_sets
 
 MOST = 40_000
 SLICE = 50
-CHANGES = (("hold", 2), ("release", 2, 3), ("hold", 1, 3), ("release", 1, 3), ("hold", 1, 2), ("release", 1, 2))
+CHANGES = (("hold", 2), ("release", 2), ("hold", 1, 3), ("release", 1, 3), ("hold", 1, 2), ("release", 1, 2))
 
 
 @contextmanager
-def load(bootstrap: str, world: Sent) -> Iterator[Sent]:
-    """Publish ``world`` until the block ends; what is yielded holds by then what was acknowledged."""
-    sent, over = Sent(), threading.Event()
-
-    def send() -> None:
-        producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 0})
-        for start in range(0, len(world.transactions), SLICE):
-            part = world.transactions[start : start + SLICE]
-            publish(producer, TRANSACTIONS, part)
-            assert producer.flush(60) == 0
-            sent.transactions += part
-            if over.wait(0.05):
-                return
-
+def beside(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """``work`` in a thread for as long as the block lasts; it is told by its event that that is over."""
+    over = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(send)
+        working = pool.submit(work, over)
         try:
-            yield sent
+            yield
         finally:
             over.set()
-        sending.result()
+        working.result()
 
 
-@contextmanager
-def watched(progress: Progress) -> Iterator[list[float]]:
-    """The longest time in which nothing was applied, in seconds."""
-    longest, over = [0.0], threading.Event()
+def send(bootstrap: str, world: Sent, sent: Sent, over: threading.Event) -> None:
+    """Publish ``world`` piece by piece; ``sent`` holds what was acknowledged."""
+    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 0})
+    for start in range(0, len(world.transactions), SLICE):
+        part = world.transactions[start : start + SLICE]
+        publish(producer, TRANSACTIONS, part)
+        assert producer.flush(60) == 0
+        sent.transactions += part
+        if over.wait(0.05):
+            return
 
-    def watch() -> None:
-        seen, since = progress.reached(TRANSACTIONS), time.monotonic()
-        while not over.wait(0.02):
-            if (now := progress.reached(TRANSACTIONS)) != seen:
-                longest[0], seen, since = max(longest[0], time.monotonic() - since), now, time.monotonic()
 
-    with ThreadPoolExecutor(1) as pool:
-        watching = pool.submit(watch)
-        try:
-            yield longest
-        finally:
-            over.set()
-        watching.result()
+def watch(progress: Progress, longest: list[float], over: threading.Event) -> None:
+    """Put into ``longest`` the longest time, in seconds, in which nothing was applied."""
+    seen, since = progress.reached(TRANSACTIONS), time.monotonic()
+    while not over.wait(0.02):
+        if (now := progress.reached(TRANSACTIONS)) != seen:
+            longest[0], seen, since = max(longest[0], time.monotonic() - since), now, time.monotonic()
 
 
 @pytest.mark.slow
 def test_workers_that_come_and_go_under_load_lose_nothing_and_change_no_order(tmp_path: Path) -> None:
     world = small_world(MOST, seed=11, step_ms=13_000)
     with Runtime(Settings(home=tmp_path, time="replay", workers=3), ("worker",)) as runtime:
-        progress = Progress(runtime.redis, VIEWS[:2], [])
-        with load(runtime.kafka, world) as sent, watched(progress) as longest, ThreadPoolExecutor(2) as pool:
+        progress, sent, longest = Progress(runtime.redis, VIEWS[:2], []), Sent(), [0.0]
+        with beside(partial(send, runtime.kafka, world, sent)), beside(partial(watch, progress, longest)), ThreadPoolExecutor(2) as pool:
             for kind, *workers in CHANGES:
                 list(pool.map(getattr(runtime, kind), [f"worker-{number}" for number in workers]))
                 before = len(sent.transactions)
-                eventually(lambda: len(sent.transactions) > before + 2 * SLICE)  # noqa: B023
+                eventually(lambda before=before: len(sent.transactions) > before + 2 * SLICE)
         assert len(sent.transactions) < MOST, "the load ended before the changes did"
         store = redis.Redis.from_url(runtime.redis)
         eventually(lambda: not wrong_sets(store, sent), timeout_s=60)

@@ -6,6 +6,7 @@ import random
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,3 +72,15 @@ def test_a_batch_has_the_vectors_and_the_records_of_each_event_alone(r: random.R
         assert (one.stamps[:, 0] == together.stamps[:, i]).all()
         assert predict("fraud", builder, [batch[i]], own, None, NOW_MS) == [records[i]]
         assert msgspec.json.decode(records[i].value, type=Prediction).stamps == spelt(one.stamps[:, 0])
+
+
+@pytest.mark.parametrize("cut", [1, 8])
+def test_a_set_that_is_torn_is_never_read_askew(cut: int) -> None:
+    """A word too few, or a byte: what lies behind it would be that of somebody else."""
+    pack, event = packer(SERVICE.views[0]), transaction(random.Random(1))
+    whole = b"".join(pack(transaction(random.Random(seed))) for seed in range(5))
+    sets = [{getattr(event, view.entity): None} for view in SERVICE.views]
+    builder = VectorBuilder(SERVICE)
+    builder.build([event], Reading(((),) * len(sets), ({event.card_id: whole}, *sets[1:])))
+    with pytest.raises(ValueError, match=r"whole number of records|buffer size"):
+        builder.build([event], Reading(((),) * len(sets), ({event.card_id: whole[:-cut]}, *sets[1:])))
