@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from schemas.errors import JobError
-from schemas.jars import class_archive, is_current, jars
+from schemas.jars import archive_classes, class_archive, jars
 from schemas.java import java_home
 from schemas.niceness import group_as_nice
 from schemas.settings import Settings
@@ -98,23 +98,17 @@ def use_session(spark: SparkSession | None, settings: Settings, app: str) -> Ite
 
 
 def archive_spark_classes(settings: Settings) -> None:
-    """See to it that Spark's ``class_archive`` is there: a session that writes and reads one small table leaves its classes when it ends.
-
-    A Java that cannot write one (it came without an archive of its own) leaves none, and Spark starts as ever.
-    """
+    """See to it that Spark's ``class_archive`` is there: a session writes and reads one small table, and leaves its classes."""
     import pyspark
 
-    archive = spark_archive(settings)
-    if is_current(archive, Path(pyspark.__file__).parent / "jars"):
-        return
-    draft = archive.with_suffix(f".{os.getpid()}")
-    with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
-        own = settings.model_copy(update={"home": Path(folder), "spark_master": "local[*]"})
-        with session(own, "classes", f"-XX:TieredStopAtLevel=1 -XX:ArchiveClassesAtExit={draft}") as spark:
-            spark.range(10).selectExpr("id", "id % 2 part").write.format("delta").partitionBy("part").save(f"{folder}/table")
-            spark.read.format("delta").load(f"{folder}/table").groupBy("part").count().collect()
-    if draft.exists():
-        draft.rename(archive)
+    def run(option: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
+            own = settings.model_copy(update={"home": Path(folder), "spark_master": "local[*]"})
+            with session(own, "classes", f"-XX:TieredStopAtLevel=1 {option}") as spark:
+                spark.range(10).selectExpr("id", "id % 2 part").write.format("delta").partitionBy("part").save(f"{folder}/table")
+                spark.read.format("delta").load(f"{folder}/table").groupBy("part").count().collect()
+
+    archive_classes(spark_archive(settings), Path(pyspark.__file__).parent / "jars", java_home(settings), run)
 
 
 def spark_archive(settings: Settings) -> Path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["class_archive", "fetch_jars", "is_current", "jar_folder", "jars"]
+__all__ = ["archive_classes", "class_archive", "fetch_jars", "jar_folder", "jars"]
 
 IVY_FILE = Path(__file__).parents[1] / "ivy.xml"
 LAST_LINES = 8
@@ -57,9 +58,24 @@ def class_archive(settings: Settings, conf: str, *of: str) -> Path:
     return jar_folder(settings, conf).with_name(f"{conf}-{pinned}.jsa")
 
 
-def is_current(archive: Path, folder: Path) -> bool:
-    """Whether ``archive`` is there, and was made of the jars that are in ``folder`` now."""
-    return archive.exists() and archive.stat().st_mtime >= folder.stat().st_mtime
+def archive_classes(archive: Path, folder: Path, java: Path, run: Callable[[str], None]) -> None:
+    """See to it that ``archive`` is there, made of the jars that are in ``folder`` now.
+
+    ``run`` gets an option for a JVM of ``java`` that is to load the classes and end.
+
+    A Java that cannot write one (it came without an archive of its own) is asked first, for nothing, and leaves none.
+    """
+    if archive.exists() and archive.stat().st_mtime >= folder.stat().st_mtime:
+        return
+    archive.unlink(missing_ok=True)  # a JVM that maps one which no longer fits cannot write another
+    draft = archive.with_suffix(f".{os.getpid()}")
+    option = f"-XX:ArchiveClassesAtExit={draft}"
+    subprocess.run([java / "bin" / "java", option, "-version"], capture_output=True, check=False)
+    if draft.exists():
+        draft.unlink()
+        run(option)
+    if draft.exists():
+        draft.rename(archive)
 
 
 def fetch_jars(settings: Settings, *confs: str) -> None:

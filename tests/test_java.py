@@ -11,7 +11,7 @@ import pytest
 
 from jobs.spark import spark_archive
 from schemas.errors import RuntimeFault
-from schemas.jars import class_archive, fetch_jars, jar_folder, jars
+from schemas.jars import archive_classes, class_archive, fetch_jars, jar_folder, jars
 from schemas.java import OLDEST, java_home, module_versions
 from schemas.settings import Settings
 from services.runtime.class_archive import archive_kafka_classes
@@ -61,6 +61,42 @@ def test_the_archive_of_kafkas_classes_fits_its_class_path_and_no_other() -> Non
     home, jars_of = java_home(Settings()), f"{jar_folder(Settings(), 'kafka')}/*"
     assert version(home, *mapped, jars_of).returncode == 0
     assert version(home, *mapped, "/nowhere").returncode != 0
+
+
+def test_an_archive_of_older_jars_is_made_again_and_one_of_these_is_not(tmp_path: Path) -> None:
+    """As after an upgrade. Mapped while the next one is made, the old one would keep that JVM from starting."""
+    archive, jars_of, java, made = tmp_path / "classes.jsa", tmp_path / "jars", java_home(Settings()), []
+    jars_of.mkdir()
+
+    def run(option: str) -> None:
+        mapped = [f"-XX:SharedArchiveFile={archive}"] if archive.exists() else []
+        assert version(java, *mapped, option).returncode == 0
+        made.append(option)
+
+    archive_classes(archive, jars_of, java, run)
+    if not archive.exists():
+        pytest.skip("this Java writes no archives")
+    archive_classes(archive, jars_of, java, run)
+    assert len(made) == 1
+    archive.chmod(0o644)
+    archive.write_bytes(b"of another Java")
+    os.utime(archive, (0, 0))
+    archive_classes(archive, jars_of, java, run)
+    assert len(made) == 2
+    assert archive.stat().st_size > 1000
+
+
+def test_a_java_that_writes_no_archive_is_asked_for_none(tmp_path: Path) -> None:
+    def run(option: str) -> None:
+        raise AssertionError(option)
+
+    (tmp_path / "jars").mkdir()
+    (tmp_path / "bin").mkdir()
+    java = tmp_path / "bin" / "java"
+    java.write_text("#!/bin/sh\nexit 0\n")
+    java.chmod(0o755)
+    archive_classes(tmp_path / "classes.jsa", tmp_path / "jars", tmp_path, run)
+    assert not (tmp_path / "classes.jsa").exists()
 
 
 def test_sparks_classes_are_mapped_from_their_archive(spark: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import tempfile
 from pathlib import Path
 
-from schemas.jars import class_archive, is_current, jar_folder
+from schemas.jars import archive_classes, class_archive, jar_folder
+from schemas.java import java_home
 from schemas.settings import Settings
 from services.runtime.kafka import BRIEF, kafka_process
 from services.runtime.ports import reserve
@@ -19,22 +19,16 @@ WRITING_S = 60.0
 
 
 def archive_kafka_classes(settings: Settings) -> None:
-    """See to it that Kafka's ``class_archive`` is there: a broker runs once, with nothing to do, and leaves its classes when it ends.
+    """See to it that Kafka's ``class_archive`` is there: a broker runs once, with nothing to do, and leaves its classes when it ends."""
+    def run(option: str) -> None:
+        with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
+            home = Path(folder)
+            ports = reserve(home, ("kafka", "controller"))
+            kafka = kafka_process(settings, home, ports["kafka"], ports["controller"], (*BRIEF, option))
+            supervisor = Supervisor(home / "logs", lambda states: None)
+            try:
+                supervisor.start([dataclasses.replace(kafka, stop_s=WRITING_S)])
+            finally:
+                supervisor.stop()
 
-    A Java that cannot write one (it came without an archive of its own) leaves none, and Kafka starts as ever.
-    """
-    archive = class_archive(settings, "kafka")
-    if is_current(archive, jar_folder(settings, "kafka")):
-        return
-    draft = archive.with_suffix(f".{os.getpid()}")
-    with tempfile.TemporaryDirectory(prefix="headrace-classes-") as folder:
-        home = Path(folder)
-        ports = reserve(home, ("kafka", "controller"))
-        kafka = kafka_process(settings, home, ports["kafka"], ports["controller"], (*BRIEF, f"-XX:ArchiveClassesAtExit={draft}"))
-        supervisor = Supervisor(home / "logs", lambda states: None)
-        try:
-            supervisor.start([dataclasses.replace(kafka, stop_s=WRITING_S)])
-        finally:
-            supervisor.stop()
-    if draft.exists():
-        draft.rename(archive)
+    archive_classes(class_archive(settings, "kafka"), jar_folder(settings, "kafka"), java_home(settings), run)
