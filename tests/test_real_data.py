@@ -64,7 +64,7 @@ def test_every_prediction_is_explained(seen: dict[str, Any]) -> None:
     print(parity)
     assert parity.predictions == seen["sent"] == 555_712
     assert (parity.unexplained, parity.degraded) == (0, 0)
-    assert parity.exact > 0.77 * parity.predictions, "23 % have an earlier payment of their card or terminal in the same step"
+    assert parity.exact > 0.9 * parity.predictions
 
 
 def test_the_model_is_as_good_as_published_ones(seen: dict[str, Any]) -> None:
