@@ -15,7 +15,7 @@ from feature_repo.archive_table import control_path
 from jobs.erasures import unerased
 from jobs.events import bronze, bronze_path, bronze_version, clock_record, complete_path, contents, newest_version
 from jobs.lineage import Run, lineage
-from jobs.spark import use_session, write_text
+from jobs.spark import session_options, use_session, write_text
 from jobs.tables import FILE_BYTES
 from schemas.errors import JobError
 from schemas.evaluations import EVALUATIONS
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from feature_repo.views import FeatureView
 
-__all__ = ["STATISTICS", "Archived", "archive", "archive_forever", "conflicts"]
+__all__ = ["STATISTICS", "WRITING", "Archived", "archive", "archive_forever", "conflicts"]
 
 STREAMS = {"derived": (EVALUATIONS, *PREDICTION_TOPICS, *map(answered_topic, PREDICTION_TOPICS), *map(dead_letter_topic, SOURCES)),
            "sources": tuple(SOURCES)}
@@ -39,10 +39,10 @@ STREAMS = {"derived": (EVALUATIONS, *PREDICTION_TOPICS, *map(answered_topic, PRE
 CONTROLLING = (RELEASES, *CONTROL)
 """They go to a table of their own: who reads events wants neither them nor their times."""
 EXAMPLES = 100
-STATISTICS = "spark.databricks.delta.properties.defaults.dataSkippingStatsColumns", "partition,offset,arrival_ms"
-"""Stock statistics would sort out min and max of keys and values: only these are ever asked for."""
+STATISTICS = "dataSkippingStatsColumns", "partition,offset,arrival_ms"
+"""A property of the table. Stock statistics would sort out min and max of keys and values: only these are ever asked for."""
 WRITING = {
-    STATISTICS[0]: STATISTICS[1],
+    f"spark.databricks.delta.properties.defaults.{STATISTICS[0]}": STATISTICS[1],
     # A round leaves a small file per core and topic; where so many have come together, they become one with the commit.
     "spark.databricks.delta.autoCompact.enabled": "true",
     "spark.databricks.delta.autoCompact.minNumFiles": "32",
@@ -125,18 +125,17 @@ def _run(spark: SparkSession, settings: Settings, kafka: str, name: str, topics:
     from pyspark.errors import StreamingQueryException
 
     checkpoint = f"{settings.tables}/_checkpoints/bronze/{name}"
-    for key, value in WRITING.items():
-        spark.conf.set(key, value)
     # By topic, as every reader wants one; within it files hold a range of arrival times, which their statistics tell. Not by
     # day as well: replays bring months at once, and a folder per day and topic would be a storm of small files.
-    query = (_rows(spark, settings, kafka, topics).writeStream.format("delta").partitionBy("topic").trigger(availableNow=True)
-             .option("checkpointLocation", checkpoint).queryName(f"archive-{name}").start(path))
-    try:
-        query.awaitTermination()
-    except StreamingQueryException as error:
-        raise _explained(error, checkpoint, path) from error
-    finally:
-        query.stop()
+    with session_options(spark, WRITING):
+        query = (_rows(spark, settings, kafka, topics).writeStream.format("delta").partitionBy("topic").trigger(availableNow=True)
+                 .option("checkpointLocation", checkpoint).queryName(f"archive-{name}").start(path))
+        try:
+            query.awaitTermination()
+        except StreamingQueryException as error:
+            raise _explained(error, checkpoint, path) from error
+        finally:
+            query.stop()
     ends: dict[str, dict[str, int]] = {}
     for progress in query.recentProgress:
         for source in progress["sources"]:

@@ -82,11 +82,11 @@ def record_history(settings: Settings, history: History, source: str, spark: Spa
         rows = judged.observe(seen, F.count("*").alias("rows"), *counts).where("reason is null")
         if known is not None:
             rows = rows.join(known.where("partition < 0").select("value"), "value", "left_anti")
-        own.conf.set(*STATISTICS)
         (rows.select(F.lit(source).alias("topic"), F.lit(lowest - 1).alias("partition"), F.monotonically_increasing_id().alias("offset"),
                      F.col("event_time").alias("arrival_ms"), F.lit(None).cast("binary").alias("key"), "value",
                      F.lit(None).cast("array<struct<key:string,value:binary>>").alias("headers"))
-         .observe(new, F.count("*").alias("rows")).write.format("delta").mode("append").partitionBy("topic").save(bronze_path(settings)))
+         .observe(new, F.count("*").alias("rows")).write.format("delta").option(f"delta.{STATISTICS[0]}", STATISTICS[1])
+         .mode("append").partitionBy("topic").save(bronze_path(settings)))
         run.reads_file(history.path)
         run.writes_table(bronze_path(settings))
         refused = {reason: seen.get[reason] for reason in REASONS if seen.get[reason]}

@@ -17,7 +17,7 @@ from jobs.commits import retry_conflicts
 from jobs.events import bronze_path
 from jobs.lineage import lineage
 from jobs.retention import DEFAULT_HOURS, Pin, advance_complete, check_hours, hours_for, pins, remembered_hours
-from jobs.spark import use_session
+from jobs.spark import session_options, use_session
 from jobs.tables import FILE_BYTES, SMALL_BYTES, Figures, data_files, figures, file_sizes, table_paths
 from schemas.settings import Settings
 
@@ -32,6 +32,7 @@ up by partition and offset is found in as few files; a second column would widen
 
 OWN_RULES = ("spark.databricks.delta.retentionDurationCheck.enabled", "spark.databricks.delta.vacuum.retentionWindowIgnore.enabled")
 """Delta would refuse less than a table's property, and take no hours but those: how many are safe is for jobs.retention to say."""
+PACKING = {"spark.databricks.delta.optimize.maxFileSize": str(FILE_BYTES), "spark.databricks.delta.optimize.minFileSize": str(SMALL_BYTES)}
 
 
 @dataclass(frozen=True)
@@ -118,16 +119,11 @@ def vacuum(spark: SparkSession, path: str, hours: float, dry_run: bool = False) 
     """
     if hours > remembered_hours(spark, path):
         return 0
-    for rule in OWN_RULES:
-        spark.conf.set(rule, "false")
-    try:
+    with session_options(spark, dict.fromkeys(OWN_RULES, "false")):
         unused = spark.sql(f"VACUUM delta.`{path}` RETAIN {hours} HOURS DRY RUN").count()
         if unused and not dry_run:
             spark.sql(f"VACUUM delta.`{path}` RETAIN {hours} HOURS")
         return unused
-    finally:
-        for rule in OWN_RULES:
-            spark.conf.unset(rule)
 
 
 def _maintain_table(spark: SparkSession, path: str, name: str, hours: float, dry_run: bool, conflicts: Counter[str],
@@ -167,9 +163,8 @@ def _parts(spark: SparkSession, path: str) -> list[Part]:
 def _optimize(spark: SparkSession, path: str, where: str, order: tuple[str, ...]) -> None:
     from delta.tables import DeltaTable
 
-    spark.conf.set("spark.databricks.delta.optimize.maxFileSize", str(FILE_BYTES))
-    spark.conf.set("spark.databricks.delta.optimize.minFileSize", str(SMALL_BYTES))
-    builder = DeltaTable.forPath(spark, path).optimize()
-    builder = builder.where(where) if where else builder
-    builder.executeZOrderBy(*order) if order else builder.executeCompaction()
+    with session_options(spark, PACKING):
+        builder = DeltaTable.forPath(spark, path).optimize()
+        builder = builder.where(where) if where else builder
+        builder.executeZOrderBy(*order) if order else builder.executeCompaction()
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["LOG_HOURS", "archive_spark_classes", "read_text", "session", "spark_archive", "use_session", "write_text"]
+__all__ = ["LOG_HOURS", "archive_spark_classes", "read_text", "session", "session_options", "spark_archive", "use_session", "write_text"]
 
 QUIET = """
 status = error
@@ -95,6 +95,22 @@ def use_session(spark: SparkSession | None, settings: Settings, app: str) -> Ite
     else:
         with session(settings, app) as own:
             yield own
+
+
+@contextmanager
+def session_options(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
+    """Set SQL options for a block: the session goes on to other tables, for which they are not meant."""
+    before = {name: spark.conf.get(name, None) for name in values}
+    for name, value in values.items():
+        spark.conf.set(name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                spark.conf.unset(name)
+            else:
+                spark.conf.set(name, value)
 
 
 def archive_spark_classes(settings: Settings) -> None:

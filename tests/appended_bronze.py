@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs import archive as archiving
 from jobs.events import bronze_path
+from jobs.spark import session_options
 from schemas.fraud import PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 
@@ -18,10 +19,9 @@ ROWS = 400
 def small_appends(spark: Any, home: Path) -> Settings:
     """Two topics in six appends of two files, each of which holds arrival times of the whole period."""
     settings = Settings(home=home)
-    for name, value in {**archiving.WRITING, "spark.databricks.delta.autoCompact.enabled": "false"}.items():
-        spark.conf.set(name, value)
-    for part in range(6):
-        append(spark, settings, part)
+    with session_options(spark, {**archiving.WRITING, "spark.databricks.delta.autoCompact.enabled": "false"}):
+        for part in range(6):
+            append(spark, settings, part)
     return settings
 
 

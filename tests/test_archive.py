@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from jobs.archive import archive
+from jobs.archive import STATISTICS, WRITING, archive
 from jobs.events import bronze_path, complete_path
 from schemas.fraud import PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
@@ -96,6 +96,18 @@ def test_archive_continuous_has_each_record_once_while_they_come_and_ends_well(s
     assert {row[:3] for row in archived(spark, settings)} >= set(ledger.acknowledged)
 
 
+def test_what_the_archive_writes_by_is_not_left_to_other_tables(spark: Any, kafka: str, ledger: Ledger, tmp_path: Path) -> None:
+    settings, before = Settings(home=tmp_path), {name: spark.conf.get(name, None) for name in WRITING}
+    ledger.transact()
+    archive(settings, kafka, spark)
+    assert {name: spark.conf.get(name, None) for name in WRITING} == before
+    key, columns = STATISTICS
+    path = f"{tmp_path}/other"
+    spark.range(1).write.format("delta").save(path)  # which has none of the archive's columns
+    properties = [spark.sql(f"DESCRIBE DETAIL delta.`{table}`").collect()[0]["properties"] for table in (bronze_path(settings), path)]
+    assert [of_table.get(f"delta.{key}") for of_table in properties] == [columns, None]
+
+
 def uncommitted_files(home: Path) -> set[str]:
     """Data files, whole ones, in the table's folder that no version has."""
     log = "".join(path.read_text() for path in (home / "tables/bronze/_delta_log").glob("*.json"))
@@ -161,7 +173,7 @@ def test_a_driver_killed_in_mid_write_leaves_nothing_out_and_nothing_twice(
 
     # Negative controls: without what guards it, the same kill doubles rows, and the comparison sees it.
     if moment is uncommitted_files:  # a table without a log would have them all
-        loose = spark.read.option("ignoreCorruptFiles", "true").parquet(*map(str, data_files(home)))
+        loose = spark.read.schema("value binary").option("ignoreCorruptFiles", "true").parquet(*map(str, data_files(home)))
         assert loose.count() > published(kafka).total()
     else:
         for stream in left:  # another writer's name: the table cannot know that it has this batch

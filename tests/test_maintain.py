@@ -170,7 +170,6 @@ def test_too_short_a_time_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_tables_of_any_partitioning_are_packed(spark: Any, tmp_path: Path) -> None:
     settings, path = Settings(home=tmp_path), f"{tmp_path}/tables/odd"
-    spark.conf.set("spark.databricks.delta.autoCompact.enabled", "false")
     for _ in range(2):
         rows = spark.createDataFrame([(i, [None, "it's", "a\\b"][i % 3], i % 2) for i in range(6)], "id long, name string, part long")
         rows.coalesce(1).write.format("delta").mode("append").partitionBy("name", "part").save(path)
