@@ -106,11 +106,11 @@ def session_options(spark: SparkSession, values: Mapping[str, str]) -> Iterator[
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
+        for name, former in before.items():
+            if former is None:
                 spark.conf.unset(name)
             else:
-                spark.conf.set(name, value)
+                spark.conf.set(name, former)
 
 
 def archive_spark_classes(settings: Settings) -> None:
