@@ -32,7 +32,6 @@ up by partition and offset is found in as few files; a second column would widen
 
 OWN_RULES = ("spark.databricks.delta.retentionDurationCheck.enabled", "spark.databricks.delta.vacuum.retentionWindowIgnore.enabled")
 """Delta would refuse less than a table's property, and take no hours but those: how many are safe is for jobs.retention to say."""
-PACKING = {"spark.databricks.delta.optimize.maxFileSize": str(FILE_BYTES), "spark.databricks.delta.optimize.minFileSize": str(SMALL_BYTES)}
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,8 @@ def _parts(spark: SparkSession, path: str) -> list[Part]:
 def _optimize(spark: SparkSession, path: str, where: str, order: tuple[str, ...]) -> None:
     from delta.tables import DeltaTable
 
-    with session_options(spark, PACKING):
+    sizes = {"maxFileSize": str(FILE_BYTES), "minFileSize": str(SMALL_BYTES)}
+    with session_options(spark, {f"spark.databricks.delta.optimize.{name}": size for name, size in sizes.items()}):
         builder = DeltaTable.forPath(spark, path).optimize()
         builder = builder.where(where) if where else builder
         builder.executeZOrderBy(*order) if order else builder.executeCompaction()

@@ -111,7 +111,8 @@ def classified(archive: DataFrame, to_judge: Open, service: FeatureService, basi
               for source in {view.source for view in service.views} - {service.source}}
     rows = of_source.unionByName(queries, allowMissingColumns=True)
     newest_ms = archive.agg(F.max("arrival_ms")).collect()[0][0]
-    fresh = sweep_entities(rows, others, service, Judge(service), Conclude(service, basis, end_offsets(archive), newest_ms), SCHEMA)
+    over_ms = newest_ms - 1 if answers else newest_ms  # a prediction of the log comes after its record's millisecond, an answer may not
+    fresh = sweep_entities(rows, others, service, Judge(service), Conclude(service, basis, end_offsets(archive), over_ms), SCHEMA)
     return fresh if to_judge.carried is None else fresh.unionByName(to_judge.carried)
 
 
@@ -154,13 +155,13 @@ class Judge:
 class Conclude:
     """From the verdicts on a prediction's views to that on the prediction.
 
-    ``ends``: topic -> partition -> last archived offset; ``newest_ms``: when the newest archived record arrived.
+    ``ends``: topic -> partition -> last archived offset; ``over_ms`` as ``jobs.settled.covered`` takes it.
     """
 
     service: FeatureService
     basis: str
     ends: dict[str, dict[str, int]]
-    newest_ms: int
+    over_ms: int
 
     def __call__(self, queries: pa.Table, own: pa.Table, answers: dict[str, Any]) -> pa.RecordBatch:
         import pyarrow as pa
@@ -194,9 +195,10 @@ class Conclude:
             else:
                 conclusions.append(("exact" if verdict is Verdict.EXACT else "in_flight", None, None))
         names, of_views, why = zip(*conclusions, strict=True)
-        settled = np.array([name != "unexplained" for name in names]) & (queries["arrival_ms"].to_numpy() <= self.newest_ms)
+        settled = np.array([name != "unexplained" for name in names])
         for view in views:
-            settled &= covered(offsets(queries[f"applied_{view.name}"]), self.ends.get(view.source, {}))
+            settled &= covered(offsets(queries[f"applied_{view.name}"]), self.ends.get(view.source, {}),
+                               queries["arrival_ms"].to_numpy(), self.over_ms)
         told = [name == "unexplained" for name in names]
         return pa.RecordBatch.from_pydict({
             **{name: queries[name].combine_chunks() for name in

@@ -96,10 +96,11 @@ def open_predictions(spark: SparkSession, path: str, basis: str, archive: DataFr
     return Open(predictions, carried, first - history_ms(service.views) if first is not None else LAST_MS)
 
 
-def covered(applied: Any, ends: dict[str, int]) -> Any:
-    """bool[n]: whether the archive has all that a read had seen.
+def covered(applied: Any, ends: dict[str, int], until_ms: Any, over_ms: int) -> Any:
+    """bool[n]: whether the archive has all that a read had seen, and all that had arrived before it.
 
-    ``applied`` is int64[n, P], the last offset of each partition (-1: none); ``ends`` partition -> last archived offset.
+    ``applied`` is int64[n, P], the last offset of each partition (-1: none); ``ends`` partition -> last archived offset; ``until_ms``
+    int64[n], when what was scored arrived; ``over_ms`` the last millisecond of which the archive has every record.
     """
     archived = np.array([ends.get(str(partition), -1) for partition in range(applied.shape[1])], np.int64)
-    return (applied <= archived).all(axis=1)
+    return (applied <= archived).all(axis=1) & (until_ms <= over_ms)

@@ -20,7 +20,7 @@ from feature_repo.views import DAY_MS, FeatureView
 from feature_repo.wire import Wire
 from jobs.archive import archive
 from jobs.erase import Erased, erase
-from jobs.parity import parity
+from jobs.parity import parity, parity_path
 from jobs.training_set import build_training_set
 from schemas.errors import DefinitionError
 from schemas.settings import Settings
@@ -79,6 +79,10 @@ class Shop:
     def erase(self, **how: Any) -> Erased:
         return erase(self.settings, "card_id", GONE, None, self.redis_url, spark=self.spark, **how)
 
+    def verdicts(self) -> dict[str, str]:
+        rows = self.spark.read.format("delta").load(parity_path(self.settings, SERVICE)).collect()
+        return {row.prediction_id: row.verdict for row in rows}
+
     def close(self) -> None:
         for view in SERVICE.views:
             self.wire.call("DEL", applied_key(view), *(entity_key(view, entity) for entity in self.sets(view, ())))
@@ -98,7 +102,7 @@ def names_it(world: World, record: Logged) -> bool:
 
 @pytest.fixture(scope="module")
 def course(shop: Shop) -> dict[str, Any]:
-    """A dry run, a run that is killed before its last step, and the run that is made again; what each left."""
+    """A dry run, a run that is killed before its last step, a parity, and the run that is made again; what each left."""
     files = {path: path.read_bytes() for path in Path(shop.settings.tables).rglob("*.json")}
     dry = shop.erase(dry_run=True)
     unchanged = ({path: path.read_bytes() for path in Path(shop.settings.tables).rglob("*.json")} == files
@@ -111,7 +115,8 @@ def course(shop: Shop) -> dict[str, Any]:
     with pytest.raises(Killed):
         shop.erase(tell=kill)
     half = shop.bronze()
-    return {"dry": dry, "unchanged": unchanged, "half": half, "again": shop.erase(), "third": shop.erase()}
+    parity(shop.settings, SERVICE, shop.spark)
+    return {"dry": dry, "unchanged": unchanged, "half": half, "between": shop.verdicts(), "again": shop.erase(), "third": shop.erase()}
 
 
 def test_a_dry_run_counts_and_changes_nothing(shop: Shop, course: dict[str, Any]) -> None:
@@ -140,8 +145,7 @@ def test_what_a_killed_run_left_the_next_one_erases(shop: Shop, course: dict[str
     assert {place for place in shop.bronze() if place[0] != "predictions"} == kept
     assert shop.cards(shop.training_set.path) == set(OTHERS)
     of_others = {json.loads(p)["prediction_id"] for p in shop.world.predictions if json.loads(p)["card_id"] != GONE}
-    judged = shop.spark.read.format("delta").load(f"{shop.settings.tables}/parity/fraud")
-    assert {row.prediction_id for row in judged.collect()} == of_others
+    assert shop.verdicts().keys() == of_others
     assert course["again"].rows.keys() == {key for key in course["dry"].rows if key.startswith("bronze/")}
 
 
@@ -164,6 +168,11 @@ def test_parity_calls_erased_what_it_can_no_longer_recompute(shop: Shop, course:
     after = parity(shop.settings, SERVICE, shop.spark)
     assert after.unexplained == 0, after.examples
     assert 0 < after.erased < after.predictions
+    # A parity between the erasure's steps settled what could be recomputed then.
+    judged = shop.verdicts()
+    assert sum(course["between"][prediction] == "exact" for prediction, verdict in judged.items() if verdict == "erased") > 0
+    parity(shop.settings, SERVICE, shop.spark, again=True)
+    assert shop.verdicts() == judged
     # The control: a record that is missing for no such reason.
     sent = [r.event["event_id"] for r in shop.world.of("transactions") if r.event is not None]
     lost = next(r for r in shop.world.of("transactions") if r.event is not None and r.event["card_id"] == "c0"

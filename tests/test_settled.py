@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from feature_repo import kernel
-from feature_repo.positions import offset_of, partition_of, position_of
+from feature_repo.positions import asked_position, offset_of, partition_of, position_of
 from jobs.classify import Read, Verdict, classify
 from jobs.settled import covered
 from tests.test_classify import SOURCE, VIEWS
@@ -35,7 +35,7 @@ class Told:
 class Log:
     """One entity's records in partitions that come into being one after the other, and a read that a scorer made on the way."""
 
-    def __init__(self, seed: int, drop: bool) -> None:
+    def __init__(self, seed: int, drop: bool, asked: bool = False) -> None:
         r = self.random = random.Random(seed)
         self.view = r.choice(VIEWS)
         partitions, clock = r.choice([1, 2, 3, 4]), 100
@@ -65,6 +65,9 @@ class Log:
             prefix[held] = True
             if len(marked):
                 self.applied[p] = self.offset[marked[-1]]
+        self.asked, self.horizon = asked, self.arrivals[self.own]
+        if asked:  # by request, when the asker's clock, which may run ahead, said that it is now
+            self.horizon = np.array([self.arrivals[self.made - 1, 0] + r.choice([0, 0, 1, 4]), asked_position(SOURCE, 0, 0)])
         self.lost = -1
         stamped = np.flatnonzero(prefix & (self.offset <= self.applied[self.partition]) & (np.arange(len(records)) != self.own))
         if drop and len(stamped):
@@ -78,7 +81,7 @@ class Log:
     def read(self, there: Any) -> Read:
         """The read as a parity sees it that has the records ``there``."""
         own = self.records[self.own]
-        empty = Read(self.view, self.records[there], self.arrivals[there], int(own[0]), own, self.mode, self.arrivals[self.own],
+        empty = Read(self.view, self.records[there], self.arrivals[there], int(own[0]), own, self.mode, self.horizon,
                      self.applied, None, 0, 0)
         return empty if not hasattr(self, "answer") else replace(empty, values=self.answer[0], n=self.answer[1], fingerprint=self.answer[2])
 
@@ -89,7 +92,8 @@ class Log:
         """What is archived after each round. ``ordered``: as ``jobs.archive`` does, all that Kafka had at one moment after the read."""
         r, n = self.random, len(self.records)
         if ordered:
-            first = max(self.made, int((self.arrivals[:, 0] <= self.arrivals[self.own, 0]).sum()))  # its millisecond is over
+            over = 0 if self.asked else int((self.arrivals[:, 0] <= self.arrivals[self.own, 0]).sum())  # the scored record's millisecond is
+            first = max(self.made, over)
             return [np.arange(n) < end for end in sorted(r.choices(range(first, n + 1), k=3))]
         cuts, there = [], np.zeros(n, bool)
         for _ in range(4):
@@ -101,10 +105,11 @@ class Log:
         return cuts
 
 
-def told(seeds: range, *, ordered: bool, drop: bool = False, by_the_rule: bool = True) -> Told:
+def told(seeds: range, *, ordered: bool, drop: bool = False, by_the_rule: bool = True, asked: bool = False, trusting_ms: int = 0) -> Told:
+    """``trusting_ms``: for how long after the newest record nothing more is thought to come."""
     found = Told()
     for seed in seeds:
-        log = Log(seed, drop)
+        log = Log(seed, drop, asked)
         at_once = classify(log.read(np.ones(len(log.records), bool)))
         found.reads += 1
         found.dropped += at_once.unexplained
@@ -112,7 +117,8 @@ def told(seeds: range, *, ordered: bool, drop: bool = False, by_the_rule: bool =
             if not there[log.own]:
                 continue
             verdict = classify(log.read(there))
-            if verdict.unexplained or (by_the_rule and not covered(log.applied[None], log.ends(there))[0]):
+            over_ms = int(log.arrivals[there, 0].max()) - asked + trusting_ms
+            if verdict.unexplained or (by_the_rule and not covered(log.applied[None], log.ends(there), log.horizon[:1], over_ms)[0]):
                 continue
             found.settled += 1
             found.hidden += at_once.unexplained
@@ -135,6 +141,15 @@ def test_what_is_settled_as_explained_is_explained_at_once_however_the_archive_w
 def test_exact_and_in_flight_are_told_apart_as_at_once_where_sources_come_after_predictions() -> None:
     assert told(range(1500), ordered=True).split == 0
     assert told(range(1500), ordered=False).split > 0, "control: the order of the archive is what it stands on"
+
+
+def test_an_answer_is_settled_when_the_asker_s_millisecond_is_over_in_the_archive() -> None:
+    found = told(range(3000), ordered=True, asked=True)
+    assert (found.hidden, found.split) == (0, 0)
+    assert found.settled > 500
+    assert told(range(3000), ordered=True, asked=True, drop=True).hidden == 0
+    assert told(range(3000), ordered=True, asked=True, trusting_ms=1).split > 0, "control: more may come in that millisecond"
+    assert told(range(3000), ordered=True, asked=True, trusting_ms=1000).split > 10, "control: a clock that runs ahead"
 
 
 def test_without_the_stamps_covered_a_dropped_append_would_be_settled_as_explained() -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from feature_repo.fraud import SERVICE
+from feature_repo.views import DAY_MS, HOUR_MS
+from jobs.erased_reads import excuse
+from jobs.erasures import RECORDS, forget
 from jobs.events import bronze_path
 from jobs.parity import parity, parity_path
 from schemas.settings import Settings
@@ -63,7 +66,34 @@ def test_copies_history_and_lost_rows_change_settled_verdicts_as_they_change_all
     assert sum(v == "unexplained" for v, _ in without.values()) >= sum(v == "unexplained" for v, _ in with_history.values())
     assert without != with_history
 
+    spark.sql(f"RESTORE TABLE delta.`{bronze_path(settings)}` TO VERSION AS OF 1")
+    assert judged() == after, "neither the history nor the deletion are in the restored version"
+    spark.sql(f"RESTORE TABLE delta.`{bronze_path(settings)}` TO VERSION AS OF 0")
+    assert judged() == before, "the copy is gone"
+
     path = parity_path(settings, SERVICE)
     other = spark.read.format("delta").load(path).selectExpr("*", "1 AS of_another_release")
     other.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(path)
-    assert judged() == without, "a table of another release is judged anew"
+    assert judged() == before, "a table of another release is judged anew"
+
+
+def test_an_answer_that_lacks_an_erased_record_excuses_no_other_answer_of_its_event(spark: Any, tmp_path: Path) -> None:
+    """Both have the event's prediction id. The first is unexplained in a view that lacks a record since, the second in another."""
+    from pyspark.sql import functions as F
+
+    settings, path, event_time = Settings(home=tmp_path), f"{tmp_path}/verdicts", 40 * DAY_MS
+    terminal = next(view for view in SERVICE.views if view.entity == "terminal_id" and not view.delay_ms)
+    card = next(view for view in SERVICE.views if view.entity == "card_id")
+    judged = [(0, event_time, [terminal.name], "unexplained"), (1, event_time, [card.name], "unexplained"),
+              (2, event_time, [terminal.name, card.name], "unexplained"), (3, event_time + DAY_MS + terminal.longest_window_ms,
+                                                                          [terminal.name], "unexplained"), (4, event_time, [], "exact")]
+    verdicts = spark.createDataFrame(judged, "logged_position long, event_time long, views array<string>, verdict string")
+    verdicts.write.format("delta").save(path)
+    value = json.dumps({"prediction_id": "same", "card_id": "c1", "terminal_id": "p1"}).encode()
+    archive = spark.createDataFrame([("predictions.answered", 0, offset, value) for offset, *_ in judged],
+                                    "topic string, partition int, offset long, value binary")
+    erased = spark.createDataFrame([(terminal.source, 0, 7, event_time - HOUR_MS, "terminal_id", "p1")], RECORDS)
+    forget(spark, settings, erased)
+    excuse(spark, settings, archive, SERVICE, path, "predictions.answered")
+    told = spark.read.format("delta").load(path).where(F.col("verdict") == "erased").collect()
+    assert [row.logged_position for row in told] == [0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,9 +55,24 @@ def print_table(figures: Sequence[Figure]) -> None:
 
 def write_json(figures: Sequence[Figure], path: Path, events: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_average": [round(x, 2) for x in os.getloadavg()]}
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "load_average": [round(x, 2) for x in os.getloadavg()],
+               "million_additions_ms": million_additions_ms()}
     report = {"events": events, "machine": machine, "figures": [{**asdict(figure), "reached": figure.reached} for figure in figures]}
     path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def million_additions_ms() -> tuple[float, float]:
+    """Shortest and longest of ten times: how fast a core of this machine is now, and how far others are in the way.
+
+    What turns seconds of one machine into those of another, roughly: the figures of docs/bench.md say theirs.
+    """
+    took = []
+    for _ in range(10):
+        began, total = time.perf_counter(), 0
+        for number in range(1_000_000):
+            total += number
+        took.append(1000 * (time.perf_counter() - began))
+    return round(min(took), 1), round(max(took), 1)
 
 
 def _short(value: float) -> str:
