@@ -13,7 +13,8 @@ from schemas.errors import JobError
 __all__ = ["ATTEMPTS", "retry_conflicts"]
 
 T = TypeVar("T")
-ATTEMPTS = 12
+ATTEMPTS = 40
+"""A deletion that takes longer than an archive's pause loses more often than not: twelve in a row were seen."""
 FIRST_S, LAST_S = 0.1, 5.0
 
 

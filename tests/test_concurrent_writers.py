@@ -140,7 +140,7 @@ def test_archive_maintenance_deletion_and_another_appender_at_once_lose_and_doub
             rounds[work.__name__] += 1
 
     threads = [threading.Thread(target=forever, args=(work,)) for work in (publish, compact, delete, add)]
-    process, said = start(tmp_path, kafka, "--continuous", "3")  # without a pause no deletion is ever faster than the next append
+    process, said = start(tmp_path, kafka, "--continuous", "5")  # without a pause no deletion is ever faster than the next append
     try:
         for thread in threads:
             thread.start()
