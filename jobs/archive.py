@@ -39,10 +39,10 @@ STREAMS = {"derived": (EVALUATIONS, *PREDICTION_TOPICS, *map(answered_topic, PRE
 CONTROLLING = (RELEASES, *CONTROL)
 """They go to a table of their own: who reads events wants neither them nor their times."""
 EXAMPLES = 100
-STATISTICS = "dataSkippingStatsColumns", "partition,offset,arrival_ms"
-"""A property of the table. Stock statistics would sort out min and max of keys and values: only these are ever asked for."""
+STATISTICS = {"delta.dataSkippingStatsColumns": "partition,offset,arrival_ms"}
+"""Properties that the table is made with. Stock statistics would sort out min and max of keys and values: only these are ever asked for."""
 WRITING = {
-    f"spark.databricks.delta.properties.defaults.{STATISTICS[0]}": STATISTICS[1],
+    **{f"spark.databricks.delta.properties.defaults.{name.removeprefix('delta.')}": value for name, value in STATISTICS.items()},
     # A round leaves a small file per core and topic; where so many have come together, they become one with the commit.
     "spark.databricks.delta.autoCompact.enabled": "true",
     "spark.databricks.delta.autoCompact.minNumFiles": "32",

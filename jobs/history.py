@@ -85,7 +85,7 @@ def record_history(settings: Settings, history: History, source: str, spark: Spa
         (rows.select(F.lit(source).alias("topic"), F.lit(lowest - 1).alias("partition"), F.monotonically_increasing_id().alias("offset"),
                      F.col("event_time").alias("arrival_ms"), F.lit(None).cast("binary").alias("key"), "value",
                      F.lit(None).cast("array<struct<key:string,value:binary>>").alias("headers"))
-         .observe(new, F.count("*").alias("rows")).write.format("delta").option(f"delta.{STATISTICS[0]}", STATISTICS[1])
+         .observe(new, F.count("*").alias("rows")).write.format("delta").options(**STATISTICS)
          .mode("append").partitionBy("topic").save(bronze_path(settings)))
         run.reads_file(history.path)
         run.writes_table(bronze_path(settings))

@@ -18,7 +18,7 @@ from jobs.events import bronze, bronze_path, bronze_version, end_offsets, events
 from jobs.features import Reads, from_bytes, sweep_entities
 from jobs.lineage import lineage
 from jobs.served import ABSENT, FINGERPRINT, OTHER_DEFINITION, REFUSED, STAMP_WORDS, N, asked_events, topic_of
-from jobs.settled import LAST_MS, SCHEMA, Open, covered, every_prediction, open_predictions, verdict_basis
+from jobs.settled import LAST_MS, SCHEMA, Open, complete_until, covered, every_prediction, open_predictions, verdict_basis
 from jobs.spark import use_session, write_text
 from schemas.settings import Settings
 
@@ -111,8 +111,8 @@ def classified(archive: DataFrame, to_judge: Open, service: FeatureService, basi
               for source in {view.source for view in service.views} - {service.source}}
     rows = of_source.unionByName(queries, allowMissingColumns=True)
     newest_ms = archive.agg(F.max("arrival_ms")).collect()[0][0]
-    over_ms = newest_ms - 1 if answers else newest_ms  # a prediction of the log comes after its record's millisecond, an answer may not
-    fresh = sweep_entities(rows, others, service, Judge(service), Conclude(service, basis, end_offsets(archive), over_ms), SCHEMA)
+    conclude = Conclude(service, basis, end_offsets(archive), complete_until(newest_ms, answers))
+    fresh = sweep_entities(rows, others, service, Judge(service), conclude, SCHEMA)
     return fresh if to_judge.carried is None else fresh.unionByName(to_judge.carried)
 
 
@@ -155,13 +155,13 @@ class Judge:
 class Conclude:
     """From the verdicts on a prediction's views to that on the prediction.
 
-    ``ends``: topic -> partition -> last archived offset; ``over_ms`` as ``jobs.settled.covered`` takes it.
+    ``ends``: topic -> partition -> last archived offset; ``complete_ms`` as ``jobs.settled.complete_until`` gives it.
     """
 
     service: FeatureService
     basis: str
     ends: dict[str, dict[str, int]]
-    over_ms: int
+    complete_ms: int
 
     def __call__(self, queries: pa.Table, own: pa.Table, answers: dict[str, Any]) -> pa.RecordBatch:
         import pyarrow as pa
@@ -198,7 +198,7 @@ class Conclude:
         settled = np.array([name != "unexplained" for name in names])
         for view in views:
             settled &= covered(offsets(queries[f"applied_{view.name}"]), self.ends.get(view.source, {}),
-                               queries["arrival_ms"].to_numpy(), self.over_ms)
+                               queries["arrival_ms"].to_numpy(), self.complete_ms)
         told = [name == "unexplained" for name in names]
         return pa.RecordBatch.from_pydict({
             **{name: queries[name].combine_chunks() for name in

@@ -24,11 +24,11 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-__all__ = ["LAST_MS", "SCHEMA", "Open", "covered", "every_prediction", "open_predictions", "verdict_basis"]
+__all__ = ["LAST_MS", "SCHEMA", "Open", "complete_until", "covered", "every_prediction", "open_predictions", "verdict_basis"]
 
 LAST_MS = 2**63 - 1
-RULES = 2
-"""To be raised when ``jobs.classify`` or ``jobs.parity`` judges otherwise."""
+RULES = 3
+"""To be raised when ``jobs.classify`` or ``jobs.parity`` judges otherwise, or verdicts are settled otherwise."""
 SCHEMA = ("prediction_id string, event_id string, event_time long, model string, model_version string, logged_position long, "
           "verdict string, view string, views array<string>, why string, served array<double>, recomputed array<double>, "
           "basis string, settled boolean")
@@ -96,11 +96,19 @@ def open_predictions(spark: SparkSession, path: str, basis: str, archive: DataFr
     return Open(predictions, carried, first - history_ms(service.views) if first is not None else LAST_MS)
 
 
-def covered(applied: Any, ends: dict[str, int], until_ms: Any, over_ms: int) -> Any:
+def complete_until(newest_ms: int, answers: bool) -> int:
+    """The last millisecond of which an archive has every record, when its newest record arrived at ``newest_ms``.
+
+    A prediction of the log, and so the archive after it, comes when its record's millisecond is over; an answer is made at any time.
+    """
+    return newest_ms - 1 if answers else newest_ms
+
+
+def covered(applied: Any, ends: dict[str, int], until_ms: Any, complete_ms: int) -> Any:
     """bool[n]: whether the archive has all that a read had seen, and all that had arrived before it.
 
     ``applied`` is int64[n, P], the last offset of each partition (-1: none); ``ends`` partition -> last archived offset; ``until_ms``
-    int64[n], when what was scored arrived; ``over_ms`` the last millisecond of which the archive has every record.
+    int64[n], when what was scored arrived; ``complete_ms`` as ``complete_until`` gives it.
     """
     archived = np.array([ends.get(str(partition), -1) for partition in range(applied.shape[1])], np.int64)
-    return (applied <= archived).all(axis=1) & (until_ms <= over_ms)
+    return (applied <= archived).all(axis=1) & (until_ms <= complete_ms)

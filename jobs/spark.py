@@ -101,9 +101,9 @@ def use_session(spark: SparkSession | None, settings: Settings, app: str) -> Ite
 def session_options(spark: SparkSession, values: Mapping[str, str]) -> Iterator[None]:
     """Set SQL options for a block: the session goes on to other tables, for which they are not meant."""
     before = {name: spark.conf.get(name, None) for name in values}
-    for name, value in values.items():
-        spark.conf.set(name, value)
     try:
+        for name, value in values.items():
+            spark.conf.set(name, value)
         yield
     finally:
         for name, former in before.items():

@@ -29,6 +29,7 @@ LONGEST = ("test_real_data", "test_churn", "test_gameday", "test_loop_history", 
 """Begun first, so that no worker of a parallel run has to be waited for at the end."""
 
 # Every Java here lives for minutes: what its second compiler makes would not pay for itself, and takes half of its processor time.
+# With one compiler stock is 48 MB for compiled code, which a session of Spark fills.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m")
 
 

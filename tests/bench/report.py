@@ -62,10 +62,7 @@ def write_json(figures: Sequence[Figure], path: Path, events: int) -> None:
 
 
 def million_additions_ms() -> tuple[float, float]:
-    """Shortest and longest of ten times: how fast a core of this machine is now, and how far others are in the way.
-
-    What turns seconds of one machine into those of another, roughly: the figures of docs/bench.md say theirs.
-    """
+    """Shortest and longest of ten times: how fast a core of this machine is now, and how far others are in the way."""
     took = []
     for _ in range(10):
         began, total = time.perf_counter(), 0
