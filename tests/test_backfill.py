@@ -19,6 +19,7 @@ from feature_repo.fraud import CARD_SPEND, SERVICE, TERMINAL_RISK, VIEWS
 from feature_repo.layout import entity_key, floor_record, packer
 from feature_repo.marks import applied_key, scored_ms_key
 from feature_repo.views import DAY_MS, HOUR_MS, FeatureView
+from jobs.archive import STATISTICS
 from jobs.backfill import Backfilled, backfill
 from jobs.events import bronze_path
 from jobs.history import record_history
@@ -160,6 +161,10 @@ def test_history_older_than_the_log_enters_the_archive_once_and_the_sets_with_it
     assert (again.recorded, again.refused) == (0, told.refused)
     outcomes = record_history(settings, history(str(table), "fraud", "outcomes"), "outcomes", spark)
     assert (outcomes.rows, outcomes.recorded) == (43, 41)
+    alone = Settings(home=tmp_path / "alone")
+    record_history(alone, history(str(table), "fraud", "transactions"), "transactions", spark)
+    properties = spark.sql(f"DESCRIBE DETAIL delta.`{bronze_path(alone)}`").collect()[0]["properties"]
+    assert STATISTICS.items() <= properties.items(), "an archive that begins with history is made as any other"
 
     sets = expected(world, CARD_SPEND)
     for row in rows[:40]:
