@@ -192,8 +192,20 @@ def test_schemathesis_finds_nothing(api: Api) -> None:
     for operation in [operation for methods in document["paths"].values() for operation in methods.values()]:
         operation.pop("security", None)  # who may do what is tested above; here everybody may
     schema = schemathesis.openapi.from_dict(document)
-    wanted = [not_a_server_error, checks.status_code_conformance, checks.content_type_conformance, checks.response_headers_conformance,
-              checks.response_schema_conformance, checks.negative_data_rejection]
+    documented = [checks.status_code_conformance, checks.content_type_conformance, checks.response_headers_conformance,
+                  checks.response_schema_conformance]
+    key = {"authorization": f"Bearer {api.key}"}
+
+    def answered(case: Any) -> Any:
+        """The answer to ``case``. A millisecond is a deadline that may be asked for, and 503 with a reason then the right answer,
+        in the form that is documented; asked again with time enough, as it says, it must be another."""
+        answer = case.call(base_url=api.runtime.api, headers=key)
+        if answer.status_code != 503 or answer.json().get("reason") != "overloaded":
+            return answer
+        case.validate_response(answer, checks=documented)
+        patient = {**key, "headrace-deadline-ms": "60000"}
+        return eventually(lambda: (again := case.call(base_url=api.runtime.api, headers=patient)).status_code != 503 and again)
+
     tried = 0
     for result in schema.get_all_operations():
         operation = result.ok()
@@ -208,7 +220,7 @@ def test_schemathesis_finds_nothing(api: Api) -> None:
             def check(case: Any) -> None:
                 nonlocal tried
                 tried += 1
-                case.call_and_validate(base_url=api.runtime.api, headers={"authorization": f"Bearer {api.key}"}, checks=wanted)
+                case.validate_response(answered(case), checks=[not_a_server_error, *documented, checks.negative_data_rejection])
 
             check()
     assert tried > 150
