@@ -12,6 +12,7 @@ from feature_repo.models import ModelSpec, Outcomes
 from feature_repo.pairs import LAST_MS, Label, Scored, beyond, encode, evaluation, headers_of, joined_models, prediction_decoder, scored_of
 from feature_repo.use_cases import models
 from feature_repo.views import skew_ms
+from jobs.batches import map_values
 from jobs.events import bronze, bronze_path, bronze_version, events
 from jobs.lineage import lineage
 from jobs.spark import use_session
@@ -117,8 +118,8 @@ def _predictions(archive: DataFrame, spec: ModelSpec, from_ms: int, to_ms: int) 
     from pyspark.sql import functions as F
 
     skew = skew_ms(spec.service.views, spec.service.source)
-    rows = (archive.where((F.col("topic") == spec.service.predictions) & (F.col("arrival_ms") >= from_ms - skew))
-            .select("partition", "offset", "value").mapInArrow(_decoded(spec), SCORED + ", offset long"))
+    records = archive.where((F.col("topic") == spec.service.predictions) & (F.col("arrival_ms") >= from_ms - skew))
+    rows = map_values(records.select("partition", "offset", "value"), _decoded(spec), SCORED + ", offset long")
     first = Window.partitionBy("event_id", "event_time").orderBy("predicted_ms", "partition", "offset")
     return (rows.where(F.col("event_time").between(from_ms, to_ms - 1)).withColumn("nth", F.row_number().over(first)).where("nth = 1")
             .drop("nth", "offset"))

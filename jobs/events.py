@@ -9,6 +9,7 @@ from feature_repo.archive_table import bronze_path, complete_path
 from feature_repo.archived import Wanted, read_events
 from feature_repo.positions import position_of
 from feature_repo.views import FeatureView, skew_ms
+from jobs.batches import map_values
 from jobs.features import as_bytes
 from jobs.spark import read_text
 from schemas.admission import admit
@@ -83,7 +84,7 @@ def events(archive: DataFrame, source: str, views: Sequence[FeatureView], number
     of_sets = ["admitted int", *(f"{view.name} binary" for _, view in wanted.own)] if sets else []
     schema = ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *(f"{name} string" for name in entities),
                         *(f"{name} long" for name in numbers), *of_sets])
-    return _columns(archive, source, wanted.arrived_from_ms).mapInArrow(_typed(wanted, sets), schema)
+    return map_values(_columns(archive, source, wanted.arrived_from_ms), _typed(wanted, sets), schema)
 
 
 def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> DataFrame:
@@ -106,7 +107,7 @@ def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> D
             })
 
     schema = "event_id string, event_time long, revision long, content binary, partition int, offset long"
-    return _columns(archive, source, 0).mapInArrow(typed, schema)
+    return map_values(_columns(archive, source, 0), typed, schema)
 
 
 def end_offsets(archive: DataFrame) -> dict[str, dict[str, int]]:

@@ -16,16 +16,16 @@ from feature_repo.history import entity_codes
 from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order, sweep, sweep_values
 from feature_repo.positions import from_source
 from feature_repo.views import FeatureService, FeatureView
+from jobs.batches import in_slices, one_batch, whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame
 
-__all__ = ["Answer", "Finish", "Reads", "as_bytes", "feature_columns", "from_bytes", "history_ms", "in_slices", "one_batch", "read_values",
-           "sweep_entities", "whole"]
+__all__ = ["Answer", "Finish", "Reads", "as_bytes", "feature_columns", "from_bytes", "history_ms", "read_values",
+           "sweep_entities"]
 
 SEES_ALL = np.iinfo(np.int64).max
-SLICE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -199,19 +199,6 @@ class _Stage:
         return answers
 
 
-def whole(batches: Iterable[pa.RecordBatch]) -> pa.Table | None:
-    """A partition's rows; None where it has none."""
-    import pyarrow as pa
-
-    held = [batch for batch in batches if batch.num_rows]
-    return pa.Table.from_batches(held) if held else None
-
-
-def in_slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """The same rows in pieces that Spark can hold many of."""
-    yield from (batch.slice(first, SLICE_ROWS) for first in range(0, batch.num_rows, SLICE_ROWS))
-
-
 def records_of(view: FeatureView, column: pa.ChunkedArray) -> tuple[Any, Any]:
     """The records in a binary column as int64[m, words], and for each row of the column its record (-1: null)."""
     valid = column.is_valid().to_numpy()
@@ -238,12 +225,6 @@ def from_bytes(column: pa.ChunkedArray, dtype: Any = np.float64, width: int = -1
     _, offset_buffer, data = array.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32)[array.offset:array.offset + len(array) + 1]
     return np.frombuffer(data, np.uint8)[offsets[0]:offsets[-1]].view(dtype).reshape(len(array), -1)
-
-
-def one_batch(table: pa.Table) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=table.schema)
 
 
 def feature_columns(matrix: Any) -> Sequence[pa.Array]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.archive import STATISTICS
+from jobs.batches import map_values
 from jobs.events import bronze, bronze_path, newest_version
 from jobs.lineage import lineage
 from jobs.spark import use_session
@@ -76,7 +77,7 @@ def record_history(settings: Settings, history: History, source: str, spark: Spa
         first_ms, lowest = _bounds(known) if known is not None else (None, 0)
         if lowest <= -MOST_PARTITIONS:
             raise JobError(f"the archive holds {-lowest} recordings of history of {source}", hint="bring history in fewer, larger tables")
-        judged = _table(own, history).mapInArrow(_Judge(source, history.values, first_ms), "value binary, event_time long, reason string")
+        judged = map_values(_table(own, history), _Judge(source, history.values, first_ms), "value binary, event_time long, reason string")
         seen, new = Observation(), Observation()
         counts = [F.count_if(F.col("reason") == reason).alias(reason) for reason in REASONS]
         rows = judged.observe(seen, F.count("*").alias("rows"), *counts).where("reason is null")

@@ -10,6 +10,7 @@ import numpy as np
 
 from feature_repo.positions import ANSWER_SHIFT, ASKED, PARTITION_SHIFT, asked_position, position_of
 from feature_repo.views import FeatureService
+from jobs.batches import map_values
 from schemas.envelope import SCORED_EVENT
 from schemas.errors import ContractError
 from schemas.topics import PREDICTION_TOPICS, answered_topic
@@ -81,7 +82,7 @@ def logged(archive: DataFrame, service: FeatureService, answers: bool = False) -
         "features binary, stamps binary",
         *(f"{name} binary" for name in applied), "fault string"])
     records = archive.where(F.col("topic") == topic_of(service, answers)).select("partition", "offset", "arrival_ms", "value")
-    rows = records.mapInArrow(typed, schema)
+    rows = map_values(records, typed, schema)
     if answers:
         return rows.withColumn("nth", F.lit(1))
     return rows.withColumn("nth", F.row_number().over(Window.partitionBy("prediction_id").orderBy("logged_position")))

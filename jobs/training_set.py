@@ -36,6 +36,8 @@ __all__ = ["MODES", "Engine", "Mode", "TrainingSet", "build_training_set", "fits
 Engine = Literal["auto", "spark", "process"]
 Mode = Literal["known", "ideal", "served"]
 DIGEST = "digest"
+STATISTICS = {"delta.dataSkippingStatsColumns": "event_time"}
+"""Of a table made anew: sets are read whole, or by event time. Statistics of every feature took a tenth of a set's time."""
 LOGGED = ("logged_ms", "logged_position")
 LOW = 2**32 - 1
 MODES: tuple[Mode, ...] = ("known", "ideal", "served")
@@ -131,7 +133,7 @@ class _Asked:
         counted, rows = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
         digests, low, high = Observation(), F.col(DIGEST).bitwiseAND(LOW), F.shiftrightunsigned(DIGEST, 32)  # the sum of longs could wrap
         rows = rows.observe(digests, F.sum(low).alias("low"), F.sum(high).alias("high")).drop(DIGEST)
-        rows.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(self.path)
+        rows.write.format("delta").mode("overwrite").options(overwriteSchema="true", **STATISTICS).save(self.path)
         sums = {name: value or 0 for name, value in digests.get.items()}
         counts = {name: int(value or 0) for name, value in counted.get.items()}
         return self._manifest(version, as_of_ms, counts, (sums["low"] + (sums["high"] << 32)) % 2**64)
