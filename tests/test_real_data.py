@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from feature_repo.layout import packer, rows
 from feature_repo.marks import Progress
 from feature_repo.oracle import Record, feature_values
 from feature_repo.vector import request_features
+from jobs.spark import session
 from schemas.fraud import TRANSACTIONS, Outcome, Transaction
 from schemas.settings import Settings
 from services.inputs import read_rows
@@ -30,6 +32,13 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not os.environ.get("HEADRACE_DATA"), reason="set HEADRACE_DATA to the folder of the real input"),
 ]
+
+
+@pytest.fixture(scope="module")
+def spark(both_compilers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A session of this module's own, begun before the one that others share (tests/conftest.py sees to it)."""
+    with session(Settings(home=tmp_path_factory.mktemp("spark")), "real-data") as spark:
+        yield spark
 
 
 @pytest.fixture(scope="module")
