@@ -104,7 +104,10 @@ def entity_codes(texts: Sequence[pa.ChunkedArray]) -> list[Any]:
 
 
 def _fill(values: Any, service: FeatureService, view: FeatureView, source: Arrived, codes: Any, queries: Queries, of_queries: Any) -> None:
-    """Put the features of ``view`` into float64[n, features], by threads that share nothing: each has the records of some entities."""
+    """Put the features of ``view`` into float64[n, features], by threads that share nothing: each has the records of some entities.
+
+    Rows are gathered by ``take``, which copies each whole; an index in brackets goes number by number, five times as slow.
+    """
     bit, n = service.views.index(view), len(queries)
     asked = np.zeros(max(codes.max(initial=-1), of_queries.max(initial=-1)) + 1, bool)
     asked[of_queries] = True
@@ -112,7 +115,7 @@ def _fill(values: Any, service: FeatureService, view: FeatureView, source: Arriv
 
     def sorted_events() -> Any:
         events = np.flatnonzero((source.events.admitted >> bit & 1).astype(bool) & asked[codes])
-        return events[sort_order(view, codes[events], of_view[events])]
+        return events[sort_order(view, codes[events], of_view.take(events, axis=0))]
 
     def sorted_queries() -> Any:
         """An entity's reads side by side, as the kernel likes them."""
@@ -125,14 +128,17 @@ def _fill(values: Any, service: FeatureService, view: FeatureView, source: Arriv
         base = ends[first - 1] if first else 0
         mine = events[base:ends[last]]
         current, modes = np.zeros((len(part), view.record_words), np.int64), np.full(len(part), NONE)
-        if view.source == service.source:
-            has = queries.own[part] >= 0
-            current[has] = of_view[queries.own[part[has]]]
-            modes[has] = INCLUDE if view.include_current else EXCLUDE
-        until = ends[of_queries[part]] - base
-        since = np.where(of_queries[part] > 0, ends[of_queries[part] - 1], 0) - base
-        values[part] = sweep_values(view, of_view[mine], source.arrivals[mine], since, until, queries.t[part], current, modes,
-                                    queries.horizons[part])
+        if view.source == service.source and len(of_view):
+            own = queries.own[part]
+            current = of_view.take(np.maximum(own, 0), axis=0)
+            modes[own >= 0] = INCLUDE if view.include_current else EXCLUDE
+        of_part = of_queries[part]
+        until = ends[of_part] - base
+        since = np.where(of_part > 0, ends[of_part - 1], 0) - base
+        found = sweep_values(view, of_view.take(mine, axis=0), source.arrivals.take(mine, axis=0), since, until, queries.t[part], current,
+                             modes, queries.horizons.take(part, axis=0))
+        for column, of_feature in zip(values.T, found.T, strict=True):  # matrices lie column by column
+            column[part] = of_feature
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         order = pool.submit(sorted_queries)

@@ -70,7 +70,7 @@ def labelled_rows(archive: ArchiveTable, spec: ModelSpec, start_ms: int, end_ms:
     rows, label = rows[in_order], label[in_order]
     time = source.events.event_time[rows]
     keys = {name: column.take(pa.array(rows)) for name, column in source.texts.items()}
-    horizons = np.full((len(rows), 2), FOR_EVER) if ideal else source.arrivals[rows]
+    horizons = np.full((len(rows), 2), FOR_EVER) if ideal else source.arrivals.take(rows, axis=0)
     matrix = features_at(service, sources, Queries(time, keys, horizons, rows))
     fields = {name: source.events.numbers[name][rows] for name in needed.numbers[service.source]}
     request_features(service, matrix, {"event_time": time, **fields})

@@ -179,23 +179,23 @@ class _Stage:
         admitted, position = table["admitted"].fill_null(0).to_numpy(), table["position"].to_numpy()
         arrivals = np.stack((table["arrival_ms"].to_numpy(), position), axis=1)
         t = table["event_time"].to_numpy()[queries]
-        horizons = np.full((len(queries), 2), SEES_ALL) if self.ideal else arrivals[queries]
+        horizons = np.full((len(queries), 2), SEES_ALL) if self.ideal else arrivals.take(queries, axis=0)
         own, of_queries = self._own(table, queries), table.take(queries)
         answers = {}
         for bit, view in self.bits:
             records, row_of = records_of(view, table[view.name])
             events = np.flatnonzero(admitted & (1 << bit))
-            in_set = records[row_of[events]]
+            in_set = records.take(row_of[events], axis=0)
             order = sort_order(view, codes[events], in_set)
             events = events[order]
             starts, ends = (np.searchsorted(codes[events], codes[queries], side) for side in ("left", "right"))
             current, modes = np.zeros((len(queries), view.record_words), np.int64), np.full(len(queries), NONE)
             if view.source == self.source:
                 here = own >= 0
-                current[here] = records[row_of[own[here]]]
+                current[here] = records.take(row_of[own[here]], axis=0)
                 modes[here] = INCLUDE if view.include_current else EXCLUDE
-            answers[view.name] = self.answer(Reads(view, in_set[order], arrivals[events], starts, ends, t, current, modes, horizons,
-                                                   of_queries, own >= 0))
+            answers[view.name] = self.answer(Reads(view, in_set.take(order, axis=0), arrivals.take(events, axis=0), starts, ends, t,
+                                                   current, modes, horizons, of_queries, own >= 0))
         return answers
 
 
