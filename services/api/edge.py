@@ -126,8 +126,8 @@ class Edge:
         asked = headers.get(DEADLINE)
         if asked is None:
             return self._deadline_s
-        if not (asked.isascii() and asked.isdigit() and 0 < len(asked) <= 6):
-            raise RefusedError(400, "wrong-header", f"{DEADLINE.decode()} is no whole number of milliseconds")
+        if not (asked.isascii() and asked.isdigit() and len(asked) <= 6 and int(asked) > 0):
+            raise RefusedError(400, "wrong-header", f"{DEADLINE.decode()} is no whole number of milliseconds from 1 to 999999")
         return min(int(asked) / 1000, self._deadline_s)
 
     async def _pass_on(self, scope: Any, headers: Mapping[bytes, bytes], receive: Receive, send: Send) -> Reply:
