@@ -12,7 +12,7 @@ from feature_repo.models import ModelSpec, Outcomes
 from feature_repo.pairs import LAST_MS, Label, Scored, beyond, encode, evaluation, headers_of, joined_models, prediction_decoder, scored_of
 from feature_repo.use_cases import models
 from feature_repo.views import skew_ms
-from jobs.batches import map_values
+from jobs.arrow_batches import map_values
 from jobs.events import bronze, bronze_path, bronze_version, events
 from jobs.lineage import lineage
 from jobs.spark import use_session

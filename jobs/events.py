@@ -9,7 +9,7 @@ from feature_repo.archive_table import bronze_path, complete_path
 from feature_repo.archived import Wanted, read_events
 from feature_repo.positions import position_of
 from feature_repo.views import FeatureView, skew_ms
-from jobs.batches import map_values
+from jobs.arrow_batches import map_values
 from jobs.features import as_bytes
 from jobs.spark import read_text
 from schemas.admission import admit

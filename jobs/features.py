@@ -16,7 +16,7 @@ from feature_repo.history import entity_codes
 from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order, sweep, sweep_values
 from feature_repo.positions import from_source
 from feature_repo.views import FeatureService, FeatureView
-from jobs.batches import in_slices, one_batch, whole
+from jobs.arrow_batches import in_slices, one_batch, whole
 
 if TYPE_CHECKING:
     import pyarrow as pa

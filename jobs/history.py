@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jobs.archive import STATISTICS
-from jobs.batches import map_values
+from jobs.arrow_batches import map_values
 from jobs.events import bronze, bronze_path, newest_version
 from jobs.lineage import lineage
 from jobs.spark import use_session

@@ -11,7 +11,7 @@ from feature_repo.history import entity_codes
 from feature_repo.identity import first_of_each, number_identities
 from feature_repo.labelled import LABEL_RANGE
 from feature_repo.models import Absence, ModelSpec, Outcomes
-from jobs.batches import in_slices, one_batch, whole
+from jobs.arrow_batches import in_slices, one_batch, whole
 from jobs.events import events
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from feature_repo.positions import ANSWER_SHIFT, ASKED, PARTITION_SHIFT, asked_position, position_of
 from feature_repo.views import FeatureService
-from jobs.batches import map_values
+from jobs.arrow_batches import map_values
 from schemas.envelope import SCORED_EVENT
 from schemas.errors import ContractError
 from schemas.topics import PREDICTION_TOPICS, answered_topic

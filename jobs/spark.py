@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from jobs.batches import BATCH_ROWS
+from jobs.arrow_batches import BATCH_ROWS
 from schemas.errors import JobError
 from schemas.jars import archive_classes, class_archive, jars
 from schemas.java import java_home
@@ -155,7 +155,7 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path, options: s
         ("spark.sql.shuffle.partitions", "128"),  # before adaptive execution joins them: up to 64 MB, but as many as cores
         ("spark.sql.execution.arrow.pyspark.enabled", "true"),
         ("spark.sql.execution.arrow.maxRecordsPerBatch", str(BATCH_ROWS)),
-        ("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1)),  # see jobs/batches.py
+        ("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1)),  # see jobs/arrow_batches.py
         ("spark.sql.maxConcurrentOutputFileWriters", "32"),  # else a write partitioned by topic sorts every value first
         ("spark.databricks.delta.snapshotPartitions", "2"),  # stock 50 tasks to read a log of a dozen files
         # How long a table remembers which files were replaced; stock is a week, and older versions are then refused, files or not.

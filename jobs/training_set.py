@@ -37,7 +37,7 @@ Engine = Literal["auto", "spark", "process"]
 Mode = Literal["known", "ideal", "served"]
 DIGEST = "digest"
 STATISTICS = {"delta.dataSkippingStatsColumns": "event_time"}
-"""Of a table made anew: sets are read whole, or by event time. Statistics of every feature took a tenth of a set's time."""
+"""Of a table made anew: sets are read whole, or by event time. Statistics of every feature took a tenth of the executors' time."""
 LOGGED = ("logged_ms", "logged_position")
 LOW = 2**32 - 1
 MODES: tuple[Mode, ...] = ("known", "ideal", "served")

@@ -7,8 +7,7 @@ Sessions here have it off, and rows that may be large go through ``map_values``:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import TYPE_CHECKING
 
@@ -35,20 +34,16 @@ def map_values(rows: DataFrame, mapping: Mapping, schema: str) -> DataFrame:
     names = [field.name for field in rows.schema if field.dataType.simpleString() in ("string", "binary")]
     size = reduce(add, (F.coalesce(F.octet_length(name), F.lit(0)) for name in names), F.lit(0))
     placed = rows.withColumn(PLACE, F.explode(F.sequence(F.lit(0), F.floor(size / PLACE_BYTES).cast("int"))))
-    return placed.withColumns({name: F.when(F.col(PLACE) == 0, F.col(name)) for name in names}).mapInArrow(_Filled(mapping), schema)
+    blanked = placed.withColumns({name: F.when(F.col(PLACE) == 0, F.col(name)) for name in names})
+    return blanked.mapInArrow(partial(_without_places, mapping), schema)
 
 
-@dataclass(frozen=True)
-class _Filled:
-    """What takes further places of a row's is left out again."""
-
-    mapping: Mapping
-
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return self.mapping(map(_rows, batches))
+def _without_places(mapping: Mapping, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    return mapping(map(_rows, batches))
 
 
 def _rows(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without what only took a row's further places."""
     import pyarrow.compute as pc
 
     first, alone = pc.equal(batch[PLACE], 0), batch.drop_columns([PLACE])
