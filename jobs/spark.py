@@ -36,6 +36,8 @@ appender.stderr.layout.pattern = %d{yyyy-MM-dd HH:mm:ss} %p %c{1}: %m%n%ex
 """
 LOG_HOURS = 720
 """Delta's logs reach back 30 days: no version can be read for longer, but the newest."""
+ROW_GROUP_BYTES = 16 << 20
+"""Of a table's Parquet files, about, before compression."""
 
 
 @contextmanager
@@ -156,6 +158,8 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path, options: s
         ("spark.sql.execution.arrow.pyspark.enabled", "true"),
         ("spark.sql.execution.arrow.maxRecordsPerBatch", str(BATCH_ROWS)),
         ("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1)),  # see jobs/arrow_batches.py
+        # A task reads a row group whole: of the stock 128 MB two at once are more than the demo's heap holds beside its work.
+        ("spark.hadoop.parquet.block.size", str(ROW_GROUP_BYTES)),
         ("spark.sql.maxConcurrentOutputFileWriters", "32"),  # else a write partitioned by topic sorts every value first
         ("spark.databricks.delta.snapshotPartitions", "2"),  # stock 50 tasks to read a log of a dozen files
         # How long a table remembers which files were replaced; stock is a week, and older versions are then refused, files or not.

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from jobs.archive import STATISTICS, WRITING, archive
 from jobs.events import bronze_path, complete_path
+from jobs.spark import ROW_GROUP_BYTES
 from schemas.fraud import PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 from services.ledger import end_offsets, read_topic
@@ -208,3 +210,12 @@ def test_partitions_that_are_added_while_the_archive_runs_are_read_from_their_be
     rows = archived(spark, settings)
     assert rows == published(kafka)
     assert {(topic, partition) for topic, partition, _, _ in rows} == {(t, p) for t in TOPICS for p in range(before + 2)}
+
+
+def test_a_large_file_is_read_in_parts_that_a_small_heap_holds(spark: Any, tmp_path: Path) -> None:
+    text = "concat(sha2(cast(id as string), 256), sha2(cast(-id as string), 256)) text"
+    spark.range(0, 600_000, 1, 1).selectExpr("id", text).write.format("delta").save(str(tmp_path))
+    file, = (pq.ParquetFile(path).metadata for path in tmp_path.glob("*.parquet"))
+    sizes = [file.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+    assert sum(sizes) > 4 * ROW_GROUP_BYTES
+    assert max(sizes) < 1.5 * ROW_GROUP_BYTES
