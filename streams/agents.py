@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ from schemas.errors import SettingsError
 from schemas.niceness import stand_back
 from schemas.settings import Settings
 from streams import chunks
+from streams.chunks import Chunk
 
 __all__ = ["Several", "Worker", "build_app"]
 
@@ -41,7 +43,11 @@ class Worker(Protocol):
     """What works through some of a topic's partitions; all of it runs in the one thread of its lane."""
 
     def apply(self, partition: int, records: Sequence[Any], committed: int) -> int | None:
-        """Work through a chunk. None when it and all before it are done; else the offset to seek to, and the chunk is not done."""
+        """Work through a chunk. None when it and all before it are done, at the next ``flush``; else the offset to seek to, and the chunk
+        is not done."""
+
+    def flush(self) -> None:
+        """End what the chunks since the last time have in common."""
 
     def check(self, partition: int, position: int, committed: int) -> int | None:
         """For a partition read up to ``position``: the offset to seek to where something is missing, else None."""
@@ -65,6 +71,10 @@ class Several:
 
     def apply(self, partition: int, records: Sequence[Any], committed: int) -> int | None:
         return _earliest(worker.apply(partition, records, committed) for worker in self._workers)
+
+    def flush(self) -> None:
+        for worker in self._workers:
+            worker.flush()
 
     def check(self, partition: int, position: int, committed: int) -> int | None:
         return _earliest(worker.check(partition, position, committed) for worker in self._workers)
@@ -93,6 +103,12 @@ class Lane:
         """``function`` in the lane's thread, after all that was given to it before."""
         return asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
 
+    def work(self, part: Sequence[Chunk], committed: Sequence[int]) -> list[int | None]:
+        """For each chunk of ``part``, one a partition: see ``Worker.apply``."""
+        resumes = [self.worker.apply(tp.partition, records, done) for (tp, records, _), done in zip(part, committed, strict=True)]
+        self.worker.flush()
+        return resumes
+
 
 def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, patient: bool = False) -> Any:
     """The app with an agent for each topic of ``makers``. Connects to nothing before it starts.
@@ -103,8 +119,7 @@ def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, pa
         raise SettingsError("a stream worker needs HEADRACE_KAFKA and HEADRACE_REDIS", hint="`headrace up` starts workers with both set")
     chunks.install()
     chunks.ChunkConsumer.chunk_topics = frozenset(makers)
-    if patient:
-        chunks.FetchThread.wait_ms, chunks.FetchThread.min_bytes = PATIENT_FETCH
+    chunks.FetchThread.wait_ms, chunks.FetchThread.min_bytes = PATIENT_FETCH if patient else settings.fetch
     servers = ";".join(f"{chunks.SCHEME}://{server}" for server in settings.kafka.split(","))
     application: Any = faust.App(
         group, broker=servers, datadir=str(settings.home.resolve() / f"faust-{group}"), web_enabled=False, topic_allow_declare=False,
@@ -176,23 +191,31 @@ def _agent(application: Any, lane: Callable[[Any], Lane]) -> Any:
     async def apply(stream: Any) -> None:
         under_way: dict[Lane, asyncio.Future[None]] = {}
         async for event in stream.events():
-            consumer, tp = application.consumer, event.message.tp
-            work = lane(tp)
-            if work in under_way:
-                await under_way.pop(work)
+            consumer, parts = application.consumer, defaultdict(list)
+            for chunk in event.value:
+                parts[lane(chunk.tp)].append(chunk)
+            for work, part in parts.items():
+                if work in under_way:
+                    await under_way.pop(work)
+                # One of an earlier epoch was fetched before a seek, and all is read again after the flow stood still.
+                fresh = [chunk for chunk in part if consumer.flow_active and chunk.epoch == consumer.epoch(chunk.tp)]
+                if fresh:
+                    applied = work.run(work.work, fresh, [consumer.committed(chunk.tp) for chunk in fresh])
+                    under_way[work] = asyncio.ensure_future(_settle(consumer, fresh, applied))
             consumer.taken(event.value)
-            if event.value.epoch == consumer.epoch(tp):  # else it was fetched before a seek, and its records come again
-                applied = work.run(work.worker.apply, tp.partition, event.value.records, consumer.committed(tp))
-                under_way[work] = asyncio.ensure_future(_settle(consumer, event.message, applied))
 
     return apply
 
 
-async def _settle(consumer: Any, message: Any, applied: asyncio.Future[int | None]) -> None:
-    resume = await _or_die(applied)
-    if resume is None:
-        consumer.done(message.tp, message.offset + 1)
-    await _seek(consumer, message.tp, resume)
+async def _settle(consumer: Any, part: Sequence[Chunk], applied: asyncio.Future[list[int | None]]) -> None:
+    """First what is done, for a seek may take long or fail; who was sought to meanwhile needs none."""
+    resumes = list(zip(part, await _or_die(applied), strict=True))
+    for chunk, resume in resumes:
+        if resume is None:
+            consumer.done(chunk.tp, chunk.records[-1].offset + 1)
+    for chunk, resume in resumes:
+        if chunk.epoch == consumer.epoch(chunk.tp):
+            await _seek(consumer, chunk.tp, resume)
 
 
 async def _seek(consumer: Any, tp: Any, offset: int | None) -> None:

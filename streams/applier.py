@@ -48,8 +48,11 @@ class Applier(Resuming):
             return False
         self._publisher.publish(valid_topic(self.topic), partition, chunk.valid)
         self._publisher.publish(dead_letter_topic(self.topic), partition, chunk.dead)
-        self._publisher.wait()
         return True
+
+    def flush(self) -> None:
+        """Return when what the chunks gave is acknowledged. Raises LogError as ``apply`` does."""
+        self._publisher.wait()
 
     def _held(self, partition: int) -> list[int]:
         return self._writer.held(partition)

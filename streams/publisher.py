@@ -138,7 +138,7 @@ class Publisher:
         """Return when everything queued is acknowledged; LogError when one was refused or the worker is stopping."""
         try:
             self._batches.wait()
-        except LogError:
+        except BaseException:
             self._published.clear()
             raise
 

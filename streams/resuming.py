@@ -78,6 +78,10 @@ class Resuming(ABC):
         self._done[partition] = max(done, last)
         return None
 
+    def flush(self) -> None:
+        """See streams.agents.Worker."""
+        return
+
     def check(self, partition: int, position: int, committed: int) -> int | None:
         """For a partition read up to ``position``: the offset to seek to where the store lacks records, else None.
 

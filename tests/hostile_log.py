@@ -133,7 +133,8 @@ class World:
 
     def deliver(self) -> None:
         worker, partition = self._any()
-        worker.deliver(partition)
+        mine = [other for other, owner in self.owner.items() if owner is worker]
+        worker.deliver(*mine if self.r.random() < 0.5 else (partition,))
 
     def check(self) -> None:
         worker, partition = self._any()

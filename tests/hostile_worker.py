@@ -12,13 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from faust.types import TP
+
 from feature_repo.appends import ADVANCE, TRIM, AppliedMarks, SetWriter
 from feature_repo.marks import applied_key
 from feature_repo.views import DAY_MS, HOUR_MS, Column, Feature, FeatureService, FeatureView
 from feature_repo.wire import Wire, pack
 from schemas.errors import StoreError
 from schemas.fraud import OUTCOME, OUTCOMES
+from streams.agents import Lane
 from streams.applier import Applier
+from streams.chunks import Chunk
 from streams.sort import Outgoing
 
 PARTITIONS = 2
@@ -68,6 +72,7 @@ class Around(Protocol):
 
     def fault(self, kinds: Sequence[str], rate: float = 0.02) -> str | None: ...
     def next_record(self, partition: int, offset: int) -> int: ...
+    def go_back(self) -> None: ...
 
 
 class FaultyWire(Wire):
@@ -117,24 +122,41 @@ class Recorder:
 
     def __init__(self, world: Around) -> None:
         self._world, self._published = world, {}
+        self._queued: list[tuple[tuple[str, int], Outgoing]] = []
 
     def publish(self, topic: str, partition: int, records: Sequence[Outgoing]) -> None:
         place = (topic, partition)
         log = self._world.published[place]
         mark = self._published.setdefault(place, log[-1].offset if log else -1)
-        for record in records:
-            if record.offset > mark:
-                if self._world.fault(("crash",), 0.004):
-                    raise Crash
-                log.append(record)
-                self._published[place] = record.offset
+        self._queued += [(place, record) for record in records if record.offset > mark]
+        self._published[place] = max([mark, *(record.offset for record in records)])
 
     def wait(self) -> None:
+        self._queued.sort(key=lambda queued: queued[0], reverse=self._world.r.random() < 0.5)  # whichever partition comes first
+        for place, record in self._queued:
+            if self._world.fault(("crash",), 0.004):
+                raise Crash
+            self._world.published[place].append(record)
+        self._queued = []
         if self._world.fault(("crash",)):
             raise Crash
 
     def forget(self, partition: int) -> None:
         self._published = {place: mark for place, mark in self._published.items() if place[1] != partition}
+
+
+class Shaken:
+    """An applier between whose chunks Redis goes back now and then."""
+
+    def __init__(self, applier: Applier, world: Around) -> None:
+        self._world = world
+        self.check, self.tick, self.forget, self.flush = applier.check, applier.tick, applier.forget, applier.flush
+        self._apply = applier.apply
+
+    def apply(self, partition: int, records: Sequence[Any], committed: int) -> int | None:
+        if self._world.fault(("back",), 0.005):
+            self._world.go_back()
+        return self._apply(partition, records, committed)
 
 
 class Worker:
@@ -149,6 +171,7 @@ class Worker:
         ask: Callable[[int, int], int] = world.next_record if rules.gaps_are_confirmed else (lambda partition, offset: 1 << 40)
         self.writer = writer
         self.applier = Applier(OUTCOMES, OUTCOME, SERVICE.views, writer, Recorder(world), ask, lambda partition: 0, Patient())
+        self.lane = Lane(OUTCOMES, Shaken(self.applier, world))
         self.position: dict[int, int] = {}
         self.begun: dict[int, int] = {}
         self.epoch: Counter[int] = Counter()
@@ -168,19 +191,25 @@ class Worker:
             self.queue[partition].append((chunk, -1 if late_label else self.epoch[partition]))
             self.position[partition] = chunk[-1].offset + 1
 
-    def deliver(self, partition: int) -> None:
-        if not self.queue[partition]:
-            return
-        chunk, epoch = self.queue[partition].popleft()
-        if self.world.rules.epochs and epoch not in (-1, self.epoch[partition]):
-            resume = None
-            done = not self.world.rules.commit_done_only
-        else:
-            resume = self.applier.apply(partition, chunk, self.begun[partition])
-            done = resume is None or not self.world.rules.commit_done_only
-        if done and self.world.owner[partition] is self:
+    def deliver(self, *partitions: int) -> None:
+        """The next chunk of each, as one step of a lane."""
+        part: list[Chunk] = []
+        for partition in partitions:
+            if self.queue[partition]:
+                chunk, epoch = self.queue[partition].popleft()
+                if not self.world.rules.epochs or epoch in (-1, self.epoch[partition]):
+                    part.append(Chunk(TP(OUTCOMES, partition), chunk, self.epoch[partition]))
+                elif not self.world.rules.commit_done_only:
+                    self._commit(partition, chunk)
+        resumes = self.lane.work(part, [self.begun[chunk.tp.partition] for chunk in part])
+        for (tp, records, _), resume in zip(part, resumes, strict=True):
+            if resume is None or not self.world.rules.commit_done_only:
+                self._commit(tp.partition, records)
+            self._seek(tp.partition, resume)
+
+    def _commit(self, partition: int, chunk: Sequence[Any]) -> None:
+        if self.world.owner[partition] is self:
             self.world.committed[partition] = max(self.world.committed[partition], chunk[-1].offset + 1)
-        self._seek(partition, resume)
 
     def check(self, partition: int) -> int | None:
         resume = self.applier.check(partition, self.position[partition], self.begun[partition])

@@ -87,9 +87,10 @@ def test_workers_that_come_and_go_under_load_lose_nothing_and_change_no_order(tm
             offsets = [offset for place, offset in first if place == partition]
             assert offsets == sorted(offsets)
 
-        # Negative control: the comparison sees one append that is gone.
-        key = entity_key(CARD_SPEND, sent.transactions[0][0].card_id)
+        # Negative control: the comparison sees one record that is gone, with the copies that a chunk applied again has left.
+        key, size = entity_key(CARD_SPEND, sent.transactions[0][0].card_id), 8 * CARD_SPEND.record_words
         value = store.get(key)
-        store.set(key, value[: -8 * CARD_SPEND.record_words])
+        records = [value[at:at + size] for at in range(0, len(value), size)]
+        store.set(key, b"".join(record for record in records if record != records[-1]))
         assert wrong_sets(store, sent) == [key]
         progress.close()

@@ -66,6 +66,10 @@ class Reader(ABC):
             log.warning("state is another than was written topic=%s partition=%d", self.topic, partition)
             self.forget(partition)
 
+    def flush(self) -> None:
+        """See streams.agents.Worker."""
+        return
+
     def check(self, partition: int, position: int, committed: int) -> int | None:
         """For a partition read up to ``position``: the offset to seek to where its state lacks records that do not come by themselves."""
         self._idle(partition)

@@ -1,0 +1,96 @@
+"""Chunks of several partitions in one message: which come together, and what becomes of each when the lane is through with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.types import TP
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.agents import Lane, _settle
+from streams.chunks import CHUNK_MAX, TOGETHER_MAX, Chunk, _rounds
+
+SIZES = st.one_of(st.integers(1, 20), st.integers(TOGETHER_MAX // 2, TOGETHER_MAX + 1), st.integers(CHUNK_MAX - 1, 2 * CHUNK_MAX + 1))
+
+
+@given(st.dictionaries(st.builds(TP, st.sampled_from(("a", "b")), st.integers(0, 3)), SIZES, max_size=6))
+def test_every_record_is_in_one_message_and_those_of_a_partition_come_in_order(sizes: dict[TP, int]) -> None:
+    fetched = {tp: range(size) for tp, size in sizes.items()}
+    rounds = list(_rounds(fetched, Counter(dict.fromkeys(fetched, 3))))
+    for tp, records in fetched.items():
+        assert [record for chunks in rounds for chunk in chunks if chunk.tp == tp for record in chunk.records] == list(records)
+    for chunks in rounds:
+        assert len({chunk.tp for chunk in chunks}) == len(chunks)
+        assert len({chunk.tp.topic for chunk in chunks}) == 1
+        assert sum(len(chunk.records) for chunk in chunks) <= (TOGETHER_MAX if len(chunks) > 1 else CHUNK_MAX)
+        assert {chunk.epoch for chunk in chunks} == {3}
+    if sum(sizes.values()) <= TOGETHER_MAX:
+        assert len(rounds) == len({tp.topic for tp in sizes})
+
+
+class Consumer:
+    """Of a Faust consumer what is asked for when chunks are done."""
+
+    def __init__(self, refuses: int | None = None) -> None:
+        self.seeks: Counter[TP] = Counter()
+        self.told: dict[int, int] = {}
+        self.sought: dict[int, int] = {}
+        self._refuses = refuses
+
+    def epoch(self, tp: TP) -> int:
+        return self.seeks[tp]
+
+    def done(self, tp: TP, offset: int) -> None:
+        self.told[tp.partition] = offset
+
+    async def seek(self, tp: TP, offset: int) -> None:
+        if tp.partition == self._refuses:
+            raise TimeoutError
+        self.sought[tp.partition] = offset
+
+
+def part(*partitions: int) -> list[Chunk]:
+    return [Chunk(TP("a", p), [SimpleNamespace(offset=10 * p + n) for n in range(3)], 0) for p in partitions]
+
+
+async def settled(consumer: Consumer, chunks: list[Chunk], resumes: list[int | None]) -> None:
+    applied: asyncio.Future[list[int | None]] = asyncio.get_running_loop().create_future()
+    applied.set_result(resumes)
+    await _settle(consumer, chunks, applied)
+
+
+def test_a_seek_of_one_partition_that_fails_leaves_the_others_done() -> None:
+    consumer = Consumer(refuses=0)
+    with pytest.raises(TimeoutError):
+        asyncio.run(settled(consumer, part(0, 1, 2), [4, None, None]))
+    assert consumer.told == {1: 13, 2: 23}
+
+
+def test_a_partition_that_was_moved_meanwhile_is_not_moved_again() -> None:
+    consumer = Consumer()
+    consumer.seeks[TP("a", 1)] = 1
+    asyncio.run(settled(consumer, part(0, 1), [4, 5]))
+    assert (consumer.told, consumer.sought) == ({}, {0: 4})
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.did: list[Any] = []
+
+    def apply(self, partition: int, records: Any, committed: int) -> int | None:
+        self.did.append((partition, len(records), committed))
+        return 5 if partition == 1 else None
+
+    def flush(self) -> None:
+        self.did.append("flush")
+
+
+def test_a_lane_applies_every_chunk_then_flushes_once() -> None:
+    worker: Any = Worker()
+    assert Lane("a", worker).work(part(0, 1, 2), [7, 8, 9]) == [None, 5, None]
+    assert worker.did == [(0, 3, 7), (1, 3, 8), (2, 3, 9), "flush"]
