@@ -36,8 +36,8 @@ class Settings(BaseSettings):
     time: Literal["live", "replay"] = Field(
         "live", description="live: the broker stamps arrival (LogAppendTime); replay: the publisher does, with simulated time"
     )
-    gather_ms: int = Field(5, ge=0, le=1000, description="how long the broker gathers events for a feature worker, and for a scorer: more "
-                           "takes less processor time and longer; 0: not at all, as in a replay, whose clock waits for each step")
+    gather_ms: int = Field(5, ge=0, le=1000, description="how long the broker holds events back for a feature worker, and again for a "
+                           "scorer, so that more come at once; 0: not at all, as always in a replay, whose clock waits for each step")
     redis_timeout_ms: int = Field(50, ge=1, le=60_000, description="how long scoring waits for Redis before it uses defaults")
     outcome_days: int = Field(60, ge=1, le=3650, description="how long predictions wait in Redis for outcomes; what comes later "
                               "`headrace outcomes join` finds")
@@ -87,8 +87,8 @@ class Settings(BaseSettings):
         return self.outcome_days * 86_400_000
 
     @property
-    def fetch(self) -> tuple[int, int]:
-        """After how many ms the broker answers who asks for events, and with how many bytes at once."""
+    def fetch_limits(self) -> tuple[int, int]:
+        """The broker answers who asks for events after so many ms, or as soon as it has so many bytes."""
         gather = self.time == "live" and self.gather_ms > 0
         return (self.gather_ms, 64 << 10) if gather else (20, 1)
 

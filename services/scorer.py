@@ -65,7 +65,7 @@ class Scorer:
         self._contract, self._source = SOURCES[spec.service.source], valid_topic(spec.service.source)
         self._reader = SetReader(settings.redis.get_secret_value(), settings.redis_timeout_ms, settings.partitions)
         self._writer = PredictionWriter(settings.kafka, spec.service.predictions)
-        wait_ms, least_bytes = settings.fetch
+        wait_ms, least_bytes = settings.fetch_limits
         self._consumer = Consumer({
             "bootstrap.servers": settings.kafka, "group.id": scorer_group(spec.name), "enable.auto.commit": False,
             "auto.offset.reset": "earliest", "session.timeout.ms": 6000, "heartbeat.interval.ms": 1000, "fetch.wait.max.ms": wait_ms,

@@ -103,8 +103,8 @@ class Lane:
         """``function`` in the lane's thread, after all that was given to it before."""
         return asyncio.get_running_loop().run_in_executor(self.thread, function, *arguments)
 
-    def work(self, part: Sequence[Chunk], committed: Sequence[int]) -> list[int | None]:
-        """For each chunk of ``part``, one a partition: see ``Worker.apply``."""
+    def apply(self, part: Sequence[Chunk], committed: Sequence[int]) -> list[int | None]:
+        """``Worker.apply`` of each chunk, one a partition, then ``flush``. Called in the lane's thread."""
         resumes = [self.worker.apply(tp.partition, records, done) for (tp, records, _), done in zip(part, committed, strict=True)]
         self.worker.flush()
         return resumes
@@ -119,7 +119,7 @@ def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, pa
         raise SettingsError("a stream worker needs HEADRACE_KAFKA and HEADRACE_REDIS", hint="`headrace up` starts workers with both set")
     chunks.install()
     chunks.ChunkConsumer.chunk_topics = frozenset(makers)
-    chunks.FetchThread.wait_ms, chunks.FetchThread.min_bytes = PATIENT_FETCH if patient else settings.fetch
+    chunks.FetchThread.wait_ms, chunks.FetchThread.min_bytes = PATIENT_FETCH if patient else settings.fetch_limits
     servers = ";".join(f"{chunks.SCHEME}://{server}" for server in settings.kafka.split(","))
     application: Any = faust.App(
         group, broker=servers, datadir=str(settings.home.resolve() / f"faust-{group}"), web_enabled=False, topic_allow_declare=False,
@@ -187,28 +187,28 @@ def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, pa
     return application
 
 
-def _agent(application: Any, lane: Callable[[Any], Lane]) -> Any:
+def _agent(application: Any, lane_of: Callable[[Any], Lane]) -> Any:
     async def apply(stream: Any) -> None:
         under_way: dict[Lane, asyncio.Future[None]] = {}
         async for event in stream.events():
             consumer, parts = application.consumer, defaultdict(list)
             for chunk in event.value:
-                parts[lane(chunk.tp)].append(chunk)
-            for work, part in parts.items():
-                if work in under_way:
-                    await under_way.pop(work)
+                parts[lane_of(chunk.tp)].append(chunk)
+            for lane, part in parts.items():
+                if lane in under_way:
+                    await under_way.pop(lane)
                 # One of an earlier epoch was fetched before a seek, and all is read again after the flow stood still.
                 fresh = [chunk for chunk in part if consumer.flow_active and chunk.epoch == consumer.epoch(chunk.tp)]
                 if fresh:
-                    applied = work.run(work.work, fresh, [consumer.committed(chunk.tp) for chunk in fresh])
-                    under_way[work] = asyncio.ensure_future(_settle(consumer, fresh, applied))
+                    applied = lane.run(lane.apply, fresh, [consumer.committed(chunk.tp) for chunk in fresh])
+                    under_way[lane] = asyncio.ensure_future(_settle(consumer, fresh, applied))
             consumer.taken(event.value)
 
     return apply
 
 
 async def _settle(consumer: Any, part: Sequence[Chunk], applied: asyncio.Future[list[int | None]]) -> None:
-    """First what is done, for a seek may take long or fail; who was sought to meanwhile needs none."""
+    """Marks what is done first, for a seek may take long or fail; a partition that was moved meanwhile is left where it is."""
     resumes = list(zip(part, await _or_die(applied), strict=True))
     for chunk, resume in resumes:
         if resume is None:

@@ -56,7 +56,8 @@ class FetchThread(AIOKafkaConsumerThread):
     The broker answers when it has ``min_bytes``, or after ``wait_ms``: nobody's latency hangs on workers that may wait longer.
     """
 
-    wait_ms, min_bytes = 20, 1
+    wait_ms: int
+    min_bytes: int
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)

@@ -76,13 +76,15 @@ class Around(Protocol):
 
 
 class FaultyWire(Wire):
-    """Before, within or after an exchange the process dies, or the reply is lost."""
+    """Before, within or after an exchange the process dies, or the reply is lost; before some Redis goes back."""
 
     def __init__(self, url: str, world: Around) -> None:
         super().__init__(url, 2000, (ADVANCE, TRIM))
         self._world = world
 
     def exchange(self, commands: Sequence[bytes]) -> list[Any]:
+        if self._world.fault(("back",), 0.005):
+            self._world.go_back()
         fault = self._world.fault(("before", "partial", "after", "lost"))
         if fault == "before":
             raise Crash
@@ -145,20 +147,6 @@ class Recorder:
         self._published = {place: mark for place, mark in self._published.items() if place[1] != partition}
 
 
-class Shaken:
-    """An applier between whose chunks Redis goes back now and then."""
-
-    def __init__(self, applier: Applier, world: Around) -> None:
-        self._world = world
-        self.check, self.tick, self.forget, self.flush = applier.check, applier.tick, applier.forget, applier.flush
-        self._apply = applier.apply
-
-    def apply(self, partition: int, records: Sequence[Any], committed: int) -> int | None:
-        if self._world.fault(("back",), 0.005):
-            self._world.go_back()
-        return self._apply(partition, records, committed)
-
-
 class Worker:
     """What Faust, streams.chunks and streams.app do around an applier, for the partitions that it thinks are its own."""
 
@@ -171,7 +159,7 @@ class Worker:
         ask: Callable[[int, int], int] = world.next_record if rules.gaps_are_confirmed else (lambda partition, offset: 1 << 40)
         self.writer = writer
         self.applier = Applier(OUTCOMES, OUTCOME, SERVICE.views, writer, Recorder(world), ask, lambda partition: 0, Patient())
-        self.lane = Lane(OUTCOMES, Shaken(self.applier, world))
+        self.lane = Lane(OUTCOMES, self.applier)
         self.position: dict[int, int] = {}
         self.begun: dict[int, int] = {}
         self.epoch: Counter[int] = Counter()
@@ -201,7 +189,7 @@ class Worker:
                     part.append(Chunk(TP(OUTCOMES, partition), chunk, self.epoch[partition]))
                 elif not self.world.rules.commit_done_only:
                     self._commit(partition, chunk)
-        resumes = self.lane.work(part, [self.begun[chunk.tp.partition] for chunk in part])
+        resumes = self.lane.apply(part, [self.begun[chunk.tp.partition] for chunk in part])
         for (tp, records, _), resume in zip(part, resumes, strict=True):
             if resume is None or not self.world.rules.commit_done_only:
                 self._commit(tp.partition, records)

@@ -92,5 +92,5 @@ class Worker:
 
 def test_a_lane_applies_every_chunk_then_flushes_once() -> None:
     worker: Any = Worker()
-    assert Lane("a", worker).work(part(0, 1, 2), [7, 8, 9]) == [None, 5, None]
+    assert Lane("a", worker).apply(part(0, 1, 2), [7, 8, 9]) == [None, 5, None]
     assert worker.did == [(0, 3, 7), (1, 3, 8), (2, 3, 9), "flush"]
