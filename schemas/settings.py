@@ -12,10 +12,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from schemas.errors import SettingsError
 from schemas.use_cases import TRAFFIC
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["GATHER_MS", "Settings", "read_settings"]
 
 PREFIX = "HEADRACE_"
 NOT_OURS = {"HEADRACE_DATA"}  # where the tests' real input lies; no setting of the product
+
+GATHER_MS = {"live": 5, "replay": 0}
 
 
 class Settings(BaseSettings):
@@ -36,8 +38,8 @@ class Settings(BaseSettings):
     time: Literal["live", "replay"] = Field(
         "live", description="live: the broker stamps arrival (LogAppendTime); replay: the publisher does, with simulated time"
     )
-    gather_ms: int = Field(5, ge=0, le=1000, description="how long the broker holds events back for a feature worker, and again for a "
-                           "scorer, so that more come at once; 0: not at all, as always in a replay, whose clock waits for each step")
+    gather_ms: int | None = Field(None, ge=0, le=1000, description="how long the broker holds events back for a feature worker, and again "
+                                  "for a scorer, so that more come at once; unset: 5, and 0 in a replay, whose clock waits for each step")
     redis_timeout_ms: int = Field(50, ge=1, le=60_000, description="how long scoring waits for Redis before it uses defaults")
     outcome_days: int = Field(60, ge=1, le=3650, description="how long predictions wait in Redis for outcomes; what comes later "
                               "`headrace outcomes join` finds")
@@ -89,8 +91,8 @@ class Settings(BaseSettings):
     @property
     def fetch_limits(self) -> tuple[int, int]:
         """The broker answers who asks for events after so many ms, or as soon as it has so many bytes."""
-        gather = self.time == "live" and self.gather_ms > 0
-        return (self.gather_ms, 64 << 10) if gather else (20, 1)
+        gather_ms = GATHER_MS[self.time] if self.gather_ms is None else self.gather_ms
+        return (gather_ms, 64 << 10) if gather_ms else (20, 1)
 
     @property
     def key_folder(self) -> Path:

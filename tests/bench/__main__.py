@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from schemas.settings import read_settings
+from schemas.settings import GATHER_MS, read_settings
 from tests.bench.report import Figure, print_table, write_json
 
 SECTIONS = ("features", "scoring", "memory", "latency", "tiles", "offline", "history", "backfill", "drift", "monitors", "api")
@@ -56,7 +56,8 @@ def _measure(chosen: argparse.Namespace) -> Iterator[list[Figure]]:
         from tests.bench import latency
 
         with _home("latency") as home:
-            yield latency.measure(read_settings(home=home, kafka=None, redis=None, time="replay"), chosen.seconds, _tell)
+            settings = read_settings(home=home, kafka=None, redis=None, time="replay", gather_ms=GATHER_MS["live"])  # paced, not in steps
+            yield latency.measure(settings, chosen.seconds, _tell)
     if "tiles" in chosen.only:
         from tests.bench import tiles
 
