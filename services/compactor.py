@@ -1,8 +1,7 @@
 """The compactor: folds old records of busy entities into tiles, behind everybody else. ``python -m services.compactor``, one or many.
 
 How far it may go is the arrival time that every partition of the source has been applied to, and scored to by every service that
-reads the view. A partition without traffic would hold that up for ever: in live mode it gets a clock record, whose time is
-the broker's and which workers and scorers pass like any other. In a replay whoever replays sends them.
+reads the view. A partition without traffic is told the time (``streams.clock``; in a replay by whoever replays).
 """
 
 from __future__ import annotations
@@ -10,27 +9,27 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from feature_repo import use_cases
 from feature_repo.bounds import bounds
 from feature_repo.compaction import EntityCompactor, Seen
-from feature_repo.marks import NOTHING, Progress, lowest, offsets, scored_ms_key
+from feature_repo.marks import lowest, offsets, scored_ms_key
 from feature_repo.versions import read_registry
 from feature_repo.views import FeatureService, FeatureView
 from feature_repo.wire import Wire
 from schemas.errors import LogError, SettingsError, StoreError
 from schemas.settings import Settings, read_settings
 from services.process import log_to_stderr, say_ready, set_by_signals
-from services.publisher import Publisher, arrival_is_ours
+from services.publisher import Publisher
+from streams.clock import arrival_is_ours
 
 __all__ = ["Compactor", "Round", "compact", "main"]
 
 log = logging.getLogger("compactor")
 PAUSE_S = 1.0
 MOST_AT_ONCE = 1_000
-IDLE_MS = 5_000
 STEPS = 8
 """An entity is folded again when an eighth of what must stay raw has become old."""
 ENTITIES_REMEMBERED = 200_000
@@ -73,9 +72,7 @@ class Compactor:
         self._wire = Wire(url, 5000)
         sources = {view.source for view in self._views} | {service.source for service in services}
         self._publisher = Publisher(settings.kafka, sorted(sources))
-        self._progress = Progress(url, self._views, services)
-        self._live = settings.time == "live"
-        if self._live and self._views and arrival_is_ours(settings.kafka, sorted(sources)):
+        if settings.time == "live" and self._views and arrival_is_ours(settings.kafka, sorted(sources)):
             raise SettingsError("this Kafka's source topics take arrival times from producers, and a wrong clock would close every window",
                                 hint="message.timestamp.type=LogAppendTime, or HEADRACE_TIME=replay for a replay")
         self._folded: dict[tuple[str, str], int] = {}  # B when the entity was last folded
@@ -98,7 +95,6 @@ class Compactor:
     def close(self) -> None:
         for of_view in self._views.values():
             of_view.close()
-        self._progress.close()
         self._wire.close()
 
     def _compact(self, view: FeatureView, dry_run: bool) -> Round:
@@ -107,10 +103,6 @@ class Compactor:
         applied = of_view.applied_ms()
         scored = {service: offsets(self._wire.call("HGETALL", scored_ms_key(service.name))) for service in self._readers[view]}
         sources = {source: self._publisher.partitions(source) for source in {view.source, *(service.source for service in scored)}}
-        if self._live and not dry_run:
-            self._tell_time(view.source, [applied], sources[view.source])
-            for service, marks in scored.items():
-                self._tell_time(service.source, [marks], sources[service.source])
         applied_ms = lowest(applied, sources[view.source])
         reads_ms = [_less(lowest(marks, sources[service.source]), service.scored_lateness_ms) for service, marks in scored.items()]
         reads_ms = reads_ms or [_less(applied_ms, view.allowed_lateness_ms)]
@@ -148,18 +140,6 @@ class Compactor:
         if len(self._folded) >= ENTITIES_REMEMBERED:
             self._folded.clear()
         self._folded[place] = b
-
-    def _tell_time(self, source: str, groups: Sequence[Mapping[int, int]], partitions: int) -> None:
-        """A clock record on each partition of ``source`` where one is behind the others; not another before that one is passed."""
-        times = [marks.get(partition) for marks in groups for partition in range(partitions)]
-        known = [ms for ms in times if ms is not None]
-        if not known or (len(known) == len(times) and max(known) - min(known) <= IDLE_MS):
-            return
-        sent = self._publisher.clocked(source)
-        reached = self._progress.groups(source).values()
-        if all(marks.get(partition, NOTHING) >= offset for marks in reached for partition, offset in sent.items()):
-            self._publisher.clock(source, 0)
-            self._publisher.flush()
 
 
 def _less(ms: int | None, lateness_ms: int) -> int | None:

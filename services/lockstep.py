@@ -17,8 +17,9 @@ import pyarrow as pa
 from feature_repo.models import Emission
 from schemas.errors import LogError, SettingsError
 from services.events import Encoder, Record
-from services.publisher import Publisher, arrival_is_ours
+from services.publisher import Publisher
 from services.timeline import Timeline
+from streams.clock import arrival_is_ours
 
 __all__ = ["HOUR_MS", "Lockstep", "Progress"]
 

@@ -12,25 +12,11 @@ from schemas.errors import LogError
 from schemas.topics import BROKER_MAX_BYTES
 from services.events import Record
 
-__all__ = ["Publisher", "arrival_is_ours"]
+__all__ = ["Publisher"]
 
 ASK_S = 5.0
 SERVE_EVERY = 10_000
 ROOM_S = 0.05
-
-
-def arrival_is_ours(bootstrap: str, topics: Iterable[str]) -> bool:
-    """Whether the publisher, not the broker, says when a record of ``topics`` arrived. Raises LogError without an answer."""
-    from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
-
-    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
-    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, topic) for topic in topics], request_timeout=ASK_S)
-    try:
-        answers = [cast(Any, answer.result(2 * ASK_S)) for answer in asked.values()]
-    except (KafkaException, TimeoutError) as error:
-        raise LogError(f"Kafka at {bootstrap} does not say how its topics are set: {error}",
-                       hint="`headrace topics` creates the catalogue's topics") from error
-    return all(answer["message.timestamp.type"].value == "CreateTime" for answer in answers)
 
 
 class Publisher:

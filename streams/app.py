@@ -10,12 +10,14 @@ from typing import Any
 
 from feature_repo.appends import SetWriter
 from feature_repo.use_cases import fed_services, fed_views
+from feature_repo.version_keys import VersionKeys
 from feature_repo.views import DAY_MS, FeatureView
 from schemas.errors import DefinitionError
 from schemas.settings import Settings, read_settings
 from schemas.topics import VALID_DAYS, sources
 from streams.agents import build_app
 from streams.applier import Applier
+from streams.clock import IdleClock, arrival_is_ours
 from streams.publisher import Publisher, log_start, next_offset
 
 __all__ = ["build"]
@@ -31,9 +33,10 @@ class FedApplier(Applier):
         assert settings.kafka is not None
         self._settings = settings
         self._fed = _fed(settings, source)
-        super().__init__(source, sources(settings)[source], self._fed, _writer(settings, self._fed),
-                         Publisher(settings.kafka, stopping.is_set), partial(next_offset, settings.kafka, source),
-                         partial(log_start, settings.kafka, source), stopping)
+        publisher = Publisher(settings.kafka, stopping.is_set)
+        super().__init__(source, sources(settings)[source], self._fed, _writer(settings, self._fed), publisher,
+                         partial(next_offset, settings.kafka, source), partial(log_start, settings.kafka, source), stopping,
+                         _clock(settings, source, publisher) if settings.time == "live" else None)
 
     def check(self, partition: int, position: int, committed: int) -> int | None:
         self._renew()
@@ -64,6 +67,13 @@ def _writer(settings: Settings, views: Sequence[FeatureView]) -> SetWriter:
     assert settings.redis is not None
     forgotten_ms = VALID_DAYS * DAY_MS if settings.time == "live" else None
     return SetWriter(settings.redis.get_secret_value(), views, fed_services(settings), settings.partitions, forgotten_ms=forgotten_ms)
+
+
+def _clock(settings: Settings, source: str, publisher: Publisher) -> IdleClock:
+    assert settings.kafka is not None
+    assert settings.redis is not None
+    kafka, keys = settings.kafka, VersionKeys(settings.redis.get_secret_value())
+    return IdleClock(source, partial(fed_views, settings), keys, lambda: not arrival_is_ours(kafka, [source]), publisher)
 
 
 def __getattr__(name: str) -> Any:

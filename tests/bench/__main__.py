@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from schemas.settings import GATHER_MS, read_settings
+from schemas.settings import GATHER_MS, Settings, read_settings
 from tests.bench.report import Figure, print_table, write_json
 
 SECTIONS = ("features", "scoring", "memory", "latency", "tiles", "offline", "history", "backfill", "drift", "monitors", "api")
@@ -56,8 +56,7 @@ def _measure(chosen: argparse.Namespace) -> Iterator[list[Figure]]:
         from tests.bench import latency
 
         with _home("latency") as home:
-            settings = read_settings(home=home, kafka=None, redis=None, time="replay", gather_ms=GATHER_MS["live"])  # paced, not in steps
-            yield latency.measure(settings, chosen.seconds, _tell)
+            yield latency.measure(_paced(home), chosen.seconds, _tell)
     if "tiles" in chosen.only:
         from tests.bench import tiles
 
@@ -77,8 +76,7 @@ def _measure(chosen: argparse.Namespace) -> Iterator[list[Figure]]:
         from tests.bench import backfill
 
         with _home("backfill") as home:
-            settings = read_settings(home=home, kafka=None, redis=None, time="replay")
-            yield backfill.measure(settings, chosen.rows, chosen.seconds, _tell)
+            yield backfill.measure(_paced(home), chosen.rows, chosen.seconds, _tell)
     if "drift" in chosen.only:
         from tests.bench import drift, drift_attacks
 
@@ -102,6 +100,11 @@ def _home(name: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _paced(home: Path) -> Settings:
+    """Simulated time at the pace of a clock: its processes gather as live ones do."""
+    return read_settings(home=home, kafka=None, redis=None, time="replay", gather_ms=GATHER_MS["live"])
 
 
 def _sections(text: str) -> tuple[str, ...]:
