@@ -35,6 +35,8 @@ GC_THRESHOLD = 50_000
 FETCH_BYTES = 256 << 10
 """Of a partition at once, compressed: about a chunk. With Faust's megabyte a worker with a backlog held 346 MB; with this 153, as fast."""
 PATIENT_FETCH, PATIENT_BYTES, PATIENT_NICE = (250, 256 << 10), 1 << 20, 10
+IDLE_FETCH = 250, 1
+"""A rebalance or a seek waits for the fetch that is under way."""
 LANES = 2
 """Per topic. A lane waits for Redis and for the broker a third of its time; then the other one works."""
 
@@ -119,7 +121,8 @@ def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, pa
         raise SettingsError("a stream worker needs HEADRACE_KAFKA and HEADRACE_REDIS", hint="`headrace up` starts workers with both set")
     chunks.install()
     chunks.ChunkConsumer.chunk_topics = frozenset(makers)
-    chunks.FetchThread.wait_ms, chunks.FetchThread.min_bytes = PATIENT_FETCH if patient else settings.fetch_limits
+    fetch = chunks.PacedFetcher
+    fetch.busy, fetch.idle = (PATIENT_FETCH, PATIENT_FETCH) if patient else (settings.fetch_limits, IDLE_FETCH)
     servers = ";".join(f"{chunks.SCHEME}://{server}" for server in settings.kafka.split(","))
     application: Any = faust.App(
         group, broker=servers, datadir=str(settings.home.resolve() / f"faust-{group}"), web_enabled=False, topic_allow_declare=False,

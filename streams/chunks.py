@@ -10,8 +10,8 @@ A chunk that aiokafka's thread had before a seek may still come with the new epo
 ``streams.applier`` looks at offsets and asks again.
 
 This touches private names of faust-streaming 0.15 (``_wait_next_records``, ``_buffered_partitions``, ``_read_offset``, ``_acked``,
-``_new_offset``, ``_committed_offset``): the lock pins 0.15.3 and tests/test_faults.py kills workers to show that nothing is lost.
-faust-streaming issue 596 is why ``perform_seek`` stops the flow.
+``_new_offset``, ``_committed_offset``) and of aiokafka's fetcher: the lock pins both, and tests/test_faults.py kills workers to show that
+nothing is lost. faust-streaming issue 596 is why ``perform_seek`` stops the flow.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from aiokafka.consumer import fetcher
+from aiokafka.consumer import consumer, fetcher
 from faust.transport.drivers import TRANSPORTS
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
+from faust.transport.drivers.aiokafka import Consumer, Transport
 from faust.types import TP, ConsumerMessage
 
 from streams import header_names
 
-__all__ = ["CHUNK_MAX", "SCHEME", "Chunk", "ChunkConsumer", "ChunkTransport", "FetchThread"]
+__all__ = ["CHUNK_MAX", "SCHEME", "Chunk", "ChunkConsumer", "ChunkTransport", "PacedFetcher"]
 
 CHUNK_MAX = 4000
 """Each chunk waits twice, for Redis and for the broker. 2,000 gave 73,000 events/s; this, with fewer collections, 82,000."""
@@ -50,19 +50,27 @@ class Chunk(NamedTuple):
     epoch: int
 
 
-class FetchThread(AIOKafkaConsumerThread):
-    """aiokafka has one fetch under way per broker; one for idle partitions alone holds up all others for as long as it may wait.
+class PacedFetcher(fetcher.Fetcher):  # type: ignore[misc]
+    """While events come, the broker answers as ``busy`` says: after so many ms, or with so many bytes. When the last answer was empty, as
+    ``idle`` says: whoever sleeps does not ask two hundred times a second, and is woken at once where one byte is enough.
 
-    The broker answers when it has ``min_bytes``, or after ``wait_ms``: nobody's latency hangs on workers that may wait longer.
+    aiokafka has one fetch under way per broker. One that leaves out partitions, for their records are still here, holds up all
+    others for as long as it may wait: that is never the idle one.
     """
 
-    wait_ms: int
-    min_bytes: int
+    busy = idle = (20, 1)
 
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._fetch_max_wait_ms, consumer._fetch_min_bytes = self.wait_ms, self.min_bytes  # Faust says 1,500 and 1
-        return consumer
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._brought = False
+        super().__init__(*arguments, **options)
+
+    def _get_actions_per_node(self, assignment: Any) -> Any:
+        self._fetch_max_wait_ms, self._fetch_min_bytes = self.busy if self._brought or self._records else self.idle
+        return super()._get_actions_per_node(assignment)
+
+    async def _proc_fetch_request(self, assignment: Any, node_id: Any, request: Any) -> Any:
+        self._brought = await super()._proc_fetch_request(assignment, node_id, request)
+        return self._brought
 
 
 class ChunkConsumer(Consumer):
@@ -75,9 +83,6 @@ class ChunkConsumer(Consumer):
         self._done: dict[TP, int] = {}
         self._untaken: set[int] = set()
         self._all_taken = asyncio.Event()
-
-    def _new_consumer_thread(self) -> Any:
-        return FetchThread(self, loop=self.loop, beacon=self.beacon)
 
     def epoch(self, tp: TP) -> int:
         """How often reading of ``tp`` was moved; a chunk of an earlier epoch must not be delivered."""
@@ -196,4 +201,5 @@ def install() -> None:
     """Make ``chunkkafka://`` broker URLs known to Faust."""
     header_names.install()
     fetcher.PartitionRecords = ChunkRecords
+    consumer.Fetcher = PacedFetcher
     TRANSPORTS.aliases[SCHEME] = f"{__name__}:{ChunkTransport.__name__}"
