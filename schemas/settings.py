@@ -88,11 +88,10 @@ class Settings(BaseSettings):
     def outcome_horizon_ms(self) -> int:
         return self.outcome_days * 86_400_000
 
-    @property
-    def fetch_limits(self) -> tuple[int, int]:
-        """The broker answers who asks for events after so many ms, or as soon as it has so many bytes."""
+    def fetch_limits(self, wait_ms: int) -> tuple[int, int]:
+        """The broker answers who asks after so many ms, or with so many bytes: ``wait_ms`` or one byte where nothing is gathered."""
         gather_ms = GATHER_MS[self.time] if self.gather_ms is None else self.gather_ms
-        return (gather_ms, 64 << 10) if gather_ms else (20, 1)
+        return (gather_ms, 64 << 10) if gather_ms else (wait_ms, 1)
 
     @property
     def key_folder(self) -> Path:

@@ -39,6 +39,8 @@ log = logging.getLogger("scorer")
 BATCH = 500
 COMMIT_EVERY_S = 1.0
 SAY_EVERY_S = 2.0
+IDLE_MS = 250
+"""How long a fetch that finds nothing waits for the first byte. A rebalance may wait for it."""
 
 
 @dataclass(slots=True)
@@ -65,7 +67,7 @@ class Scorer:
         self._contract, self._source = SOURCES[spec.service.source], valid_topic(spec.service.source)
         self._reader = SetReader(settings.redis.get_secret_value(), settings.redis_timeout_ms, settings.partitions)
         self._writer = PredictionWriter(settings.kafka, spec.service.predictions)
-        wait_ms, least_bytes = settings.fetch_limits
+        wait_ms, least_bytes = settings.fetch_limits(IDLE_MS)
         self._consumer = Consumer({
             "bootstrap.servers": settings.kafka, "group.id": scorer_group(spec.name), "enable.auto.commit": False,
             "auto.offset.reset": "earliest", "session.timeout.ms": 6000, "heartbeat.interval.ms": 1000, "fetch.wait.max.ms": wait_ms,

@@ -35,8 +35,8 @@ GC_THRESHOLD = 50_000
 FETCH_BYTES = 256 << 10
 """Of a partition at once, compressed: about a chunk. With Faust's megabyte a worker with a backlog held 346 MB; with this 153, as fast."""
 PATIENT_FETCH, PATIENT_BYTES, PATIENT_NICE = (250, 256 << 10), 1 << 20, 10
-IDLE_FETCH = 250, 1
-"""A rebalance or a seek waits for the fetch that is under way."""
+LEFT_OUT_MS, IDLE_FETCH = 20, (250, 1)
+"""What comes to a partition that a fetch leaves out waits for it; a rebalance or a seek waits for any that is under way."""
 LANES = 2
 """Per topic. A lane waits for Redis and for the broker a third of its time; then the other one works."""
 
@@ -122,7 +122,7 @@ def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, pa
     chunks.install()
     chunks.ChunkConsumer.chunk_topics = frozenset(makers)
     fetch = chunks.PacedFetcher
-    fetch.busy, fetch.idle = (PATIENT_FETCH, PATIENT_FETCH) if patient else (settings.fetch_limits, IDLE_FETCH)
+    fetch.busy, fetch.idle = (PATIENT_FETCH, PATIENT_FETCH) if patient else (settings.fetch_limits(LEFT_OUT_MS), IDLE_FETCH)
     servers = ";".join(f"{chunks.SCHEME}://{server}" for server in settings.kafka.split(","))
     application: Any = faust.App(
         group, broker=servers, datadir=str(settings.home.resolve() / f"faust-{group}"), web_enabled=False, topic_allow_declare=False,
