@@ -8,6 +8,7 @@
 ``hot:<view>@<hash>``      entities whose sets have grown long, for the compactor
 ``scored:<service>``       partition -> last source offset whose prediction is acknowledged
 ``scored-ms:<service>``    partition -> arrival time of that record: no later read will be for an earlier arrival
+``heard-ms``               <source>/<partition> -> when the newest event of it arrived, as workers said at their last look (live mode)
 ``serving:<service>``      partition -> release epoch (0: none) of whatever its scorer will score next
 """
 
@@ -19,9 +20,10 @@ from typing import Any
 from feature_repo.views import FeatureService, FeatureView
 from feature_repo.wire import Wire, pack
 
-__all__ = ["FROM", "NOTHING", "Progress", "applied_key", "applied_ms_key", "hot_key", "lowest", "offsets", "scored_key",
+__all__ = ["FROM", "HEARD_MS", "NOTHING", "Progress", "applied_key", "applied_ms_key", "hot_key", "lowest", "offsets", "scored_key",
            "scored_ms_key", "serving_key", "shortages"]
 
+HEARD_MS = "heard-ms"
 FROM = "from:"
 FROM_BYTES = FROM.encode()
 NOTHING = -1

@@ -9,15 +9,15 @@ from functools import partial
 from typing import Any
 
 from feature_repo.appends import SetWriter
+from feature_repo.marks import NOTHING
 from feature_repo.use_cases import fed_services, fed_views
-from feature_repo.version_keys import VersionKeys
 from feature_repo.views import DAY_MS, FeatureView
 from schemas.errors import DefinitionError
 from schemas.settings import Settings, read_settings
 from schemas.topics import VALID_DAYS, sources
 from streams.agents import build_app
 from streams.applier import Applier
-from streams.clock import IdleClock, arrival_is_ours
+from streams.clock import BEHIND_MS, TILES_BEHIND_MS, IdleClock
 from streams.publisher import Publisher, log_start, next_offset
 
 __all__ = ["build"]
@@ -31,23 +31,36 @@ class FedApplier(Applier):
 
     def __init__(self, source: str, settings: Settings, stopping: threading.Event) -> None:
         assert settings.kafka is not None
+        assert settings.redis is not None
         self._settings = settings
-        self._fed = _fed(settings, source)
-        publisher = Publisher(settings.kafka, stopping.is_set)
-        super().__init__(source, sources(settings)[source], self._fed, _writer(settings, self._fed), publisher,
-                         partial(next_offset, settings.kafka, source), partial(log_start, settings.kafka, source), stopping,
-                         _clock(settings, source, publisher) if settings.time == "live" else None)
+        self._all = fed_views(settings)
+        self._fed = _of(source, self._all)
+        self._clock = IdleClock(source, settings.kafka, settings.redis.get_secret_value()) if settings.time == "live" else None
+        super().__init__(source, sources(settings)[source], self._fed, _writer(settings, self._fed),
+                         Publisher(settings.kafka, stopping.is_set), partial(next_offset, settings.kafka, source),
+                         partial(log_start, settings.kafka, source), stopping)
 
     def check(self, partition: int, position: int, committed: int) -> int | None:
         self._renew()
-        return super().check(partition, position, committed)
+        seen, resume = self._seen.get(partition), super().check(partition, position, committed)
+        idle = resume is None and seen is not None and seen == self._seen.get(partition)
+        if self._clock is not None:
+            most_ms = TILES_BEHIND_MS if any(view.hops for view in self._all) else BEHIND_MS
+            self._clock.look(partition, self._event_ms.get(partition), self._passed_ms.get(partition, NOTHING) if idle else None, most_ms)
+        return resume
+
+    def forget(self, partition: int) -> None:
+        super().forget(partition)
+        if self._clock is not None:
+            self._clock.forget(partition)
 
     def _renew(self) -> None:
         try:
-            views = _fed(self._settings, self.topic)
+            self._all = fed_views(self._settings)
         except DefinitionError as error:
             log.error("definitions refused, those before them stay: %s", error)
             return
+        views = _of(self.topic, self._all)
         if views != self._fed:
             log.info("feeding source=%s views=%s", self.topic, ",".join(view.versioned_name for view in views))
             self._fed = views
@@ -59,21 +72,14 @@ def build(settings: Settings) -> Any:
     return build_app(GROUP, settings, {source: partial(FedApplier, source, settings) for source in sources(settings)})
 
 
-def _fed(settings: Settings, source: str) -> list[FeatureView]:
-    return [view for view in fed_views(settings) if view.source == source]
+def _of(source: str, views: Sequence[FeatureView]) -> list[FeatureView]:
+    return [view for view in views if view.source == source]
 
 
 def _writer(settings: Settings, views: Sequence[FeatureView]) -> SetWriter:
     assert settings.redis is not None
     forgotten_ms = VALID_DAYS * DAY_MS if settings.time == "live" else None
     return SetWriter(settings.redis.get_secret_value(), views, fed_services(settings), settings.partitions, forgotten_ms=forgotten_ms)
-
-
-def _clock(settings: Settings, source: str, publisher: Publisher) -> IdleClock:
-    assert settings.kafka is not None
-    assert settings.redis is not None
-    kafka, keys = settings.kafka, VersionKeys(settings.redis.get_secret_value())
-    return IdleClock(source, partial(fed_views, settings), keys, lambda: not arrival_is_ours(kafka, [source]), publisher)
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,8 @@ from feature_repo.appends import SetWriter
 from feature_repo.marks import NOTHING
 from feature_repo.views import FeatureView
 from schemas.contracts import Contract
+from schemas.envelope import clock
 from schemas.topics import dead_letter_topic, valid_topic
-from streams.clock import IdleClock
 from streams.publisher import Publisher
 from streams.resuming import Resuming
 from streams.sort import sort_chunk
@@ -24,38 +24,26 @@ __all__ = ["Applier"]
 
 
 class Applier(Resuming):
-    """The feature worker of one source.
-
-    ``writer`` is the write side of the online store for ``views``; ``clock`` tells idle partitions the time (None: somebody else does). For
-    the rest see Resuming.
-    """
+    """The feature worker of one source. ``writer`` is the write side of the online store for ``views``; for the rest see Resuming."""
 
     def __init__(self, source: str, contract: Contract, views: Sequence[FeatureView], writer: SetWriter, publisher: Publisher,
-                 next_record: Callable[[int, int], int], log_start: Callable[[int], int], stopping: threading.Event,
-                 clock: IdleClock | None) -> None:
+                 next_record: Callable[[int, int], int], log_start: Callable[[int], int], stopping: threading.Event) -> None:
         super().__init__(source, writer.marks, next_record, log_start, stopping)
         self._contract, self._views = contract, views
-        self._writer, self._publisher, self._clock = writer, publisher, clock
-        self._passed_ms: dict[int, int] = {}
+        self._writer, self._publisher = writer, publisher
+        self._passed_ms: dict[int, int] = {}  # partition -> when the last of what was worked through arrived
+        self._event_ms: dict[int, int] = {}  # the same of the last that is no clock record
 
     def feed(self, views: Sequence[FeatureView], writer: SetWriter) -> None:
         """Go on with other versions of the views. What lies between their marks and what is done is read again."""
         self._writer.close()
         self._views, self._writer, self._marks = views, writer, writer.marks
 
-    def check(self, partition: int, position: int, committed: int) -> int | None:
-        seen, resume = self._seen.get(partition), super().check(partition, position, committed)
-        if self._clock is not None and resume is None and self._seen[partition] == seen:
-            clock = self._clock
-            self._retry(lambda: clock.tell(partition, self._passed_ms.get(partition)))
-        return resume
-
     def forget(self, partition: int) -> None:
         super().forget(partition)
         self._publisher.forget(partition)
         self._passed_ms.pop(partition, None)
-        if self._clock is not None:
-            self._clock.forget(partition)
+        self._event_ms.pop(partition, None)
 
     def _work(self, partition: int, records: Sequence[Any]) -> bool:
         chunk = sort_chunk(self._contract, self._views, (self.topic, partition), records)
@@ -66,6 +54,8 @@ class Applier(Resuming):
         self._publisher.publish(valid_topic(self.topic), partition, chunk.valid)
         self._publisher.publish(dead_letter_topic(self.topic), partition, chunk.dead)
         self._passed_ms[partition] = records[-1].timestamp
+        if (event_ms := next((record.timestamp for record in reversed(records) if not _clock(record)), None)) is not None:
+            self._event_ms[partition] = event_ms
         return True
 
     def flush(self) -> None:
@@ -77,3 +67,7 @@ class Applier(Resuming):
 
     def _went_back(self) -> None:
         self._writer.forget_refreshes()
+
+
+def _clock(record: Any) -> bool:
+    return not record.value and clock(record.headers)

@@ -7,67 +7,89 @@ the broker's; workers, scorers and joins pass it like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+import logging
+from collections.abc import Iterable
 from typing import Any, cast
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, Producer
 
-from feature_repo.marks import NOTHING
-from feature_repo.version_keys import VersionKeys
-from feature_repo.views import FeatureView
+from feature_repo.marks import HEARD_MS, NOTHING
+from feature_repo.wire import Wire
 from schemas.envelope import CLOCK_HEADERS
-from schemas.errors import LogError
-from streams.publisher import ASK_S, Publisher
+from schemas.errors import LogError, StoreError
 
 __all__ = ["BEHIND_MS", "TILES_BEHIND_MS", "IdleClock", "arrival_is_ours", "behind"]
 
+log = logging.getLogger(__name__)
+ASK_S, TRY_MS, STORE_MS = 5.0, 5_000, 500
 BEHIND_MS, TILES_BEHIND_MS = 60_000, 5_000
-"""So far a partition may be behind the newest arrival; the second where a view has tiles: what is not passed stays raw. Workers see each
-other's clock records sooner: a system that sleeps falls silent."""
+"""So far an idle partition may be behind the newest event; the second where a view has tiles, for what is not passed stays raw."""
 
 
-def behind(passed_ms: int | None, newest_ms: int, most_ms: int) -> bool:
-    """Whether a partition that has passed ``passed_ms`` is more than ``most_ms`` behind ``newest_ms``, the newest arrival of all."""
-    return passed_ms is None or newest_ms - passed_ms > most_ms
+def behind(passed_ms: int, newest_ms: int, most_ms: int) -> bool:
+    """Whether a partition that has passed ``passed_ms`` is more than ``most_ms`` behind ``newest_ms``.
+
+    That is the newest event's arrival, no clock record's: who is told the time once has passed it, and a system that sleeps falls silent.
+    """
+    return newest_ms - passed_ms > most_ms
 
 
 class IdleClock:
     """Of the partitions of ``topic`` that one worker owns. One thread.
 
-    Parameters
-    ----------
-    views
-        All that are fed now: the newest arrival is that of what was applied to any.
-    stamped
-        Whether the broker says when a record of ``topic`` arrived, asked once. A producer's clock may be wrong, and is told to nobody.
-    publisher
-        What the worker publishes with.
+    A clock record is a favour: nothing waits for its acknowledgement, and what fails is told to the log and tried at another look. It
+    goes only where the broker says when a record arrived: a producer's clock may be wrong, and is heard as little.
     """
 
-    def __init__(self, topic: str, views: Callable[[], Sequence[FeatureView]], keys: VersionKeys, stamped: Callable[[], bool],
-                 publisher: Publisher) -> None:
-        self._topic, self._views, self._keys, self._publisher = topic, views, keys, publisher
-        self._stamped = cache(stamped)
-        self._told: dict[int, int | None] = {}  # partition -> what it had passed when it was last told
+    def __init__(self, topic: str, bootstrap: str, redis: str) -> None:
+        self._topic, self._bootstrap, self._wire = topic, bootstrap, Wire(redis, STORE_MS)
+        self._producer: Producer | None = None
+        self._stamped: bool | None = None  # by the broker
+        self._said: dict[int, int] = {}  # partition -> its newest event, as the others have been told
+        self._told: dict[int, int] = {}  # partition -> the newest event of all when it was last told
 
-    def tell(self, partition: int, passed_ms: int | None) -> None:
-        """Send ``partition``, which is idle and has passed ``passed_ms``, a clock record if it is behind, and none is on its way.
+    def look(self, partition: int, event_ms: int | None, idle_ms: int | None, most_ms: int) -> None:
+        """Say when the newest event of ``partition`` arrived (None: not known); where it is idle, tell it the time if it is behind.
 
-        Raises StoreError and LogError where the store or Kafka does not answer.
+        ``idle_ms``: it is through with all that arrived until then; -1 where nothing is known of it, None where it is not idle. It is
+        told once about one newest event, whatever has become of the record.
         """
-        if self._told.get(partition, NOTHING) == passed_ms:
+        try:
+            if self._stamped is None:
+                self._stamped = not arrival_is_ours(self._bootstrap, [self._topic])
+                if not self._stamped:
+                    log.warning("idle partitions are not told the time, for producers stamp arrival topic=%s", self._topic)
+            if self._stamped:
+                self._look(partition, event_ms, idle_ms, most_ms)
+        except (StoreError, LogError, KafkaException, BufferError) as error:
+            log.warning("idle partition not told the time topic=%s partition=%d: %s", self._topic, partition, error)
+
+    def _look(self, partition: int, event_ms: int | None, idle_ms: int | None, most_ms: int) -> None:
+        if event_ms is not None and event_ms != self._said.get(partition):
+            self._wire.call("HSET", HEARD_MS, f"{self._topic}/{partition}", event_ms)
+            self._said[partition] = event_ms
+        if idle_ms is None:
             return
-        views = self._views()
-        newest_ms, most_ms = self._keys.arrived_ms(views), TILES_BEHIND_MS if any(view.hops for view in views) else BEHIND_MS
-        if newest_ms is not None and behind(passed_ms, newest_ms, most_ms) and self._stamped():
-            self._publisher.send(self._topic, partition, None, b"", newest_ms, CLOCK_HEADERS)
-            self._publisher.wait()
-            self._told[partition] = passed_ms
+        newest_ms = max(map(int, self._wire.call("HVALS", HEARD_MS)), default=NOTHING)
+        if newest_ms > self._told.get(partition, NOTHING) and behind(idle_ms, newest_ms, most_ms):
+            self._send(partition)
+            self._told[partition] = newest_ms
 
     def forget(self, partition: int) -> None:
         """The partition has, or had, another owner."""
         self._told.pop(partition, None)
+        self._said.pop(partition, None)
+        self._stamped = None
+
+    def _send(self, partition: int) -> None:
+        if self._producer is None:
+            self._producer = Producer({"bootstrap.servers": self._bootstrap, "acks": "all", "message.timeout.ms": TRY_MS, "log_level": 0})
+        self._producer.produce(self._topic, b"", None, partition, headers=cast(Any, CLOCK_HEADERS), on_delivery=self._heard)
+        self._producer.poll(0)
+
+    def _heard(self, error: Any, message: Any) -> None:
+        if error is not None:
+            log.warning("clock record refused topic=%s partition=%d: %s", self._topic, message.partition(), error)
 
 
 def arrival_is_ours(bootstrap: str, topics: Iterable[str]) -> bool:

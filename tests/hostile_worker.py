@@ -158,7 +158,7 @@ class Worker:
             writer.marks = PlainMarks(SERVICE.views)
         ask: Callable[[int, int], int] = world.next_record if rules.gaps_are_confirmed else (lambda partition, offset: 1 << 40)
         self.writer = writer
-        self.applier = Applier(OUTCOMES, OUTCOME, SERVICE.views, writer, Recorder(world), ask, lambda partition: 0, Patient(), None)
+        self.applier = Applier(OUTCOMES, OUTCOME, SERVICE.views, writer, Recorder(world), ask, lambda partition: 0, Patient())
         self.lane = Lane(OUTCOMES, self.applier)
         self.position: dict[int, int] = {}
         self.begun: dict[int, int] = {}

@@ -7,8 +7,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
-from typing import Any, cast
 
 import pytest
 import redis
@@ -16,16 +14,15 @@ from confluent_kafka import Producer
 
 from feature_repo.fraud import SERVICE, VIEWS
 from feature_repo.join_marks import joined_ms_key
-from feature_repo.marks import applied_ms_key, offsets, scored_ms_key
-from feature_repo.version_keys import VersionKeys
-from schemas.envelope import Headers, clock
+from feature_repo.marks import HEARD_MS, NOTHING, applied_ms_key, offsets, scored_ms_key
+from schemas.envelope import clock
 from schemas.fraud import OUTCOMES, PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 from schemas.topics import valid_topic
 from services.ledger import read_topic
 from services.runtime.embedded import Runtime
 from streams.agents import CHECK_EVERY_S
-from streams.clock import BEHIND_MS, TILES_BEHIND_MS, IdleClock, behind
+from streams.clock import BEHIND_MS, TILES_BEHIND_MS, IdleClock
 from tests.deadline import eventually
 
 PARTITIONS = range(4)
@@ -67,63 +64,83 @@ def test_one_card_pays_and_every_partition_of_every_topic_passes_the_time(runnin
     assert clocks(running) == told, "nothing has come since: nobody is told anything"
 
 
-@pytest.mark.parametrize("seed", range(100))
-def test_a_system_that_sleeps_falls_silent(seed: int) -> None:
-    assert late_words(seed, TILES_BEHIND_MS) == 0
+class Recorded(IdleClock):
+    """Keeps what it would send."""
+
+    def __init__(self, topic: str, bootstrap: str, redis_url: str) -> None:
+        super().__init__(topic, bootstrap, redis_url)
+        self.sent: list[int] = []
+
+    def _send(self, partition: int) -> None:
+        self.sent.append(partition)
 
 
-def test_it_would_not_where_a_look_takes_longer_than_a_partition_may_be_behind() -> None:
-    assert sum(late_words(seed, 500) for seed in range(100)) > 1000
+@pytest.fixture(autouse=True)
+def nothing_heard(redis_url: str) -> None:
+    redis.Redis.from_url(redis_url).delete(HEARD_MS)
 
 
-def late_words(seed: int, most_ms: int) -> int:
-    """Clock records later than 20 s after the last event: partitions are looked at by turns, marks are seen up to a second later."""
-    r, now_ms, late = random.Random(seed), 100_000, 0
-    partitions = range(r.randrange(2, 12))
-    passed: list[int | None] = [now_ms, *(r.choice((None, now_ms - r.randrange(2 * most_ms))) for _ in partitions[1:])]
-    seen_ms = list(passed)  # as they are in the store
-    under_way: list[tuple[int, int, int]] = []
-    look_ms = int(1000 * CHECK_EVERY_S["live"])
-    for at_ms, partition in sorted((now_ms + r.randrange(look_ms) + turn * look_ms, p) for p in partitions for turn in range(30)):
-        for visible_ms, p, mark_ms in [each for each in under_way if each[0] <= at_ms]:
-            under_way.remove((visible_ms, p, mark_ms))
-            passed[p] = seen_ms[p] = mark_ms
-        waits = any(p == partition for _, p, _ in under_way)  # its last clock record has not come back: it does not stand still
-        if not waits and behind(passed[partition], max(ms for ms in seen_ms if ms is not None), most_ms):
-            under_way.append((at_ms + r.randrange(1000), partition, at_ms))
-            late += at_ms > now_ms + 20_000
-    return late
+def test_who_is_near_is_told_nothing_and_who_was_told_only_when_more_has_come(kafka: str, redis_url: str) -> None:
+    clock, other = Recorded(OUTCOMES, kafka, redis_url), Recorded(TRANSACTIONS, kafka, redis_url)
+    clock.look(3, None, NOTHING, BEHIND_MS)
+    assert clock.sent == [], "nothing has come to anybody"
+    other.look(0, 1_000_000, None, BEHIND_MS)
+    clock.look(3, None, None, BEHIND_MS)
+    clock.look(3, 5, 1_000_000 - BEHIND_MS, BEHIND_MS)
+    assert clock.sent == [], "it is not idle, or near enough"
+    for _ in range(2):
+        clock.look(3, 5, 1_000_000 - BEHIND_MS - 1, BEHIND_MS)
+    assert clock.sent == [3], "on its way, or lost"
+    other.look(0, 1_000_001, None, BEHIND_MS)
+    clock.look(3, 5, 1_000_000 - BEHIND_MS - 1, BEHIND_MS)
+    assert clock.sent == [3, 3]
+    clock.forget(3)
+    clock.look(3, None, NOTHING, BEHIND_MS)
+    assert clock.sent == [3, 3, 3], "who owned it meanwhile may have died before it came"
+    assert other.sent == []
 
 
-def test_a_clock_that_is_a_producers_is_told_to_nobody(redis_url: str) -> None:
-    store, keys, sent = redis.Redis.from_url(redis_url), VersionKeys(redis_url), Sent()
-    store.hset(applied_ms_key(VIEWS[0]), mapping={"0": 1_000_000})
-    for stamped, told in ((False, []), (True, [(OUTCOMES, 3, 1_000_000)])):
-        IdleClock(OUTCOMES, lambda: VIEWS, keys, partial(bool, stamped), cast(Any, sent)).tell(3, 1_000_000 - BEHIND_MS - 1)
-        assert sent.clocks == told
-    told_once = IdleClock(OUTCOMES, lambda: VIEWS, keys, lambda: True, cast(Any, sent))
-    told_once.tell(3, 1_000_000 - BEHIND_MS)
-    assert len(sent.clocks) == 1, "it is near enough"
-    told_once.tell(3, None)
-    told_once.tell(3, None)
-    assert len(sent.clocks) == 2, "the first is on its way"
-    told_once.forget(3)
-    told_once.tell(3, None)
-    assert len(sent.clocks) == 3, "who owned it meanwhile may have died before it came"
-    store.delete(applied_ms_key(VIEWS[0]))
-    keys.close()
+@pytest.mark.parametrize(("partitions", "turn_ms"), [(2, 100), (8, 2_000), (256, 40_000)])
+def test_a_system_that_sleeps_falls_silent_however_slow_it_is(kafka: str, redis_url: str, partitions: int, turn_ms: int) -> None:
+    """Clock records have later times than what they answer. Were they events, the slowest would tell each other the time for ever."""
+    assert asleep(kafka, redis_url, partitions, turn_ms) <= 1
 
 
-class Sent:
-    """In the place of a publisher."""
+def test_it_would_not_if_clock_records_counted_as_events(kafka: str, redis_url: str) -> None:
+    assert asleep(kafka, redis_url, 256, 40_000, as_events=True) > 1
 
-    def __init__(self) -> None:
-        self.clocks: list[tuple[str, int, int]] = []
 
-    def send(self, topic: str, partition: int, key: bytes | None, value: bytes | None, at_ms: int, headers: Headers) -> None:
-        assert (key, value) == (None, b"")
-        assert clock(headers)
-        self.clocks.append((topic, partition, at_ms))
+def asleep(kafka: str, redis_url: str, partitions: int, turn_ms: int, *, as_events: bool = False) -> int:
+    """How often one partition is told the time, at most, in four turns of looks after the last event."""
+    r, clock, now_ms = random.Random(partitions), Recorded(TRANSACTIONS, kafka, redis_url), 1_000_000
+    passed = [now_ms, *(r.choice((NOTHING, now_ms - r.randrange(3 * TILES_BEHIND_MS))) for _ in range(partitions - 1))]
+    for turn in range(4):
+        for partition in range(partitions):
+            at_ms = now_ms + turn * turn_ms + partition * turn_ms // partitions
+            before = len(clock.sent)
+            event_ms = passed[partition] if as_events and passed[partition] != NOTHING else now_ms if partition == 0 else None
+            clock.look(partition, event_ms, passed[partition], TILES_BEHIND_MS)
+            if len(clock.sent) > before:
+                passed[partition] = at_ms
+    assert all(now_ms - ms <= TILES_BEHIND_MS for ms in passed)
+    return max(Counter(clock.sent).values())
 
-    def wait(self) -> None:
-        return
+
+def test_a_clock_that_is_a_producers_is_told_to_nobody_and_not_heard(kafka: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = Recorded(TRANSACTIONS, kafka, redis_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("streams.clock.arrival_is_ours", lambda bootstrap, topics: True)
+        wrong.look(0, 1 << 60, NOTHING, BEHIND_MS)
+    clock = Recorded(OUTCOMES, kafka, redis_url)
+    clock.look(3, None, NOTHING, BEHIND_MS)
+    assert wrong.sent == clock.sent == []
+
+
+def test_a_worker_goes_on_where_a_favour_fails(kafka: str, redis_url: str, caplog: pytest.LogCaptureFixture,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.clock.ASK_S", 0.2)
+    IdleClock(OUTCOMES, "127.0.0.1:1", redis_url).look(3, None, NOTHING, BEHIND_MS)
+    IdleClock(OUTCOMES, kafka, "redis://127.0.0.1:1").look(3, None, NOTHING, BEHIND_MS)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert all(line.startswith("idle partition not told the time topic=outcomes partition=3: ") for line in told)
