@@ -18,20 +18,12 @@ from feature_repo.wire import Wire
 from schemas.envelope import CLOCK_HEADERS
 from schemas.errors import LogError, StoreError
 
-__all__ = ["BEHIND_MS", "TILES_BEHIND_MS", "IdleClock", "arrival_is_ours", "behind"]
+__all__ = ["BEHIND_MS", "TILES_BEHIND_MS", "IdleClock", "arrival_is_ours"]
 
 log = logging.getLogger(__name__)
 ASK_S, TRY_MS, STORE_MS = 5.0, 5_000, 500
 BEHIND_MS, TILES_BEHIND_MS = 60_000, 5_000
 """So far an idle partition may be behind the newest event; the second where a view has tiles, for what is not passed stays raw."""
-
-
-def behind(passed_ms: int, newest_ms: int, most_ms: int) -> bool:
-    """Whether a partition that has passed ``passed_ms`` is more than ``most_ms`` behind ``newest_ms``.
-
-    That is the newest event's arrival, no clock record's: who is told the time once has passed it, and a system that sleeps falls silent.
-    """
-    return newest_ms - passed_ms > most_ms
 
 
 class IdleClock:
@@ -70,8 +62,9 @@ class IdleClock:
             self._said[partition] = event_ms
         if idle_ms is None:
             return
+        # The newest event's, not a clock record's: who was told the time has passed it, so a system that sleeps falls silent.
         newest_ms = max(map(int, self._wire.call("HVALS", HEARD_MS)), default=NOTHING)
-        if newest_ms > self._told.get(partition, NOTHING) and behind(idle_ms, newest_ms, most_ms):
+        if newest_ms > self._told.get(partition, NOTHING) and newest_ms - idle_ms > most_ms:
             self._send(partition)
             self._told[partition] = newest_ms
 
