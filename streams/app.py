@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from feature_repo.appends import SetWriter
-from feature_repo.marks import NOTHING
 from feature_repo.use_cases import fed_services, fed_views
 from feature_repo.views import DAY_MS, FeatureView
 from schemas.errors import DefinitionError
@@ -46,8 +45,14 @@ class FedApplier(Applier):
         idle = resume is None and seen is not None and seen == self._seen.get(partition)
         if self._clock is not None:
             most_ms = TILES_BEHIND_MS if any(view.hops for view in self._all) else BEHIND_MS
-            self._clock.look(partition, self._event_ms.get(partition), self._passed_ms.get(partition, NOTHING) if idle else None, most_ms)
+            self._clock.look(partition, idle, most_ms)
         return resume
+
+    def _work(self, partition: int, records: Sequence[Any]) -> bool:
+        done = super()._work(partition, records)
+        if done and self._clock is not None:
+            self._clock.passed(partition, records)
+        return done
 
     def forget(self, partition: int) -> None:
         super().forget(partition)

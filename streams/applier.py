@@ -14,7 +14,6 @@ from feature_repo.appends import SetWriter
 from feature_repo.marks import NOTHING
 from feature_repo.views import FeatureView
 from schemas.contracts import Contract
-from schemas.envelope import clock
 from schemas.topics import dead_letter_topic, valid_topic
 from streams.publisher import Publisher
 from streams.resuming import Resuming
@@ -31,8 +30,6 @@ class Applier(Resuming):
         super().__init__(source, writer.marks, next_record, log_start, stopping)
         self._contract, self._views = contract, views
         self._writer, self._publisher = writer, publisher
-        self._passed_ms: dict[int, int] = {}  # partition -> when the last of what was worked through arrived
-        self._event_ms: dict[int, int] = {}  # the same of the last that is no clock record
 
     def feed(self, views: Sequence[FeatureView], writer: SetWriter) -> None:
         """Go on with other versions of the views. What lies between their marks and what is done is read again."""
@@ -42,8 +39,6 @@ class Applier(Resuming):
     def forget(self, partition: int) -> None:
         super().forget(partition)
         self._publisher.forget(partition)
-        self._passed_ms.pop(partition, None)
-        self._event_ms.pop(partition, None)
 
     def _work(self, partition: int, records: Sequence[Any]) -> bool:
         chunk = sort_chunk(self._contract, self._views, (self.topic, partition), records)
@@ -53,9 +48,6 @@ class Applier(Resuming):
             return False
         self._publisher.publish(valid_topic(self.topic), partition, chunk.valid)
         self._publisher.publish(dead_letter_topic(self.topic), partition, chunk.dead)
-        self._passed_ms[partition] = records[-1].timestamp
-        if (event_ms := next((record.timestamp for record in reversed(records) if not _clock(record)), None)) is not None:
-            self._event_ms[partition] = event_ms
         return True
 
     def flush(self) -> None:
@@ -67,7 +59,3 @@ class Applier(Resuming):
 
     def _went_back(self) -> None:
         self._writer.forget_refreshes()
-
-
-def _clock(record: Any) -> bool:
-    return not record.value and clock(record.headers)

@@ -58,7 +58,8 @@ class PacedFetcher(fetcher.Fetcher):  # type: ignore[misc]
     others for as long as it may wait: that is never the idle one.
     """
 
-    busy = idle = (20, 1)
+    busy: tuple[int, int]
+    idle: tuple[int, int]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._brought = False

@@ -8,14 +8,14 @@ the broker's; workers, scorers and joins pass it like any other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from confluent_kafka import KafkaException, Producer
 
 from feature_repo.marks import HEARD_MS, NOTHING
 from feature_repo.wire import Wire
-from schemas.envelope import CLOCK_HEADERS
+from schemas.envelope import CLOCK_HEADERS, clock
 from schemas.errors import LogError, StoreError
 
 __all__ = ["BEHIND_MS", "TILES_BEHIND_MS", "IdleClock", "arrival_is_ours"]
@@ -37,14 +37,20 @@ class IdleClock:
         self._topic, self._bootstrap, self._wire = topic, bootstrap, Wire(redis, STORE_MS)
         self._producer: Producer | None = None
         self._stamped: bool | None = None  # by the broker
-        self._said: dict[int, int] = {}  # partition -> its newest event, as the others have been told
+        self._passed_ms: dict[int, int] = {}  # partition -> when the last of what was worked through arrived
+        self._event_ms: dict[int, int] = {}  # the same of the last that is no clock record
         self._told: dict[int, int] = {}  # partition -> the newest event of all when it was last told
 
-    def look(self, partition: int, event_ms: int | None, idle_ms: int | None, most_ms: int) -> None:
-        """Say when the newest event of ``partition`` arrived (None: not known); where it is idle, tell it the time if it is behind.
+    def passed(self, partition: int, records: Sequence[Any]) -> None:
+        """``records`` of ``partition`` are worked through."""
+        self._passed_ms[partition] = records[-1].timestamp
+        events = (record.timestamp for record in reversed(records) if record.value or not clock(record.headers))
+        if (event_ms := next(events, None)) is not None:
+            self._event_ms[partition] = event_ms
 
-        ``idle_ms``: it is through with all that arrived until then; -1 where nothing is known of it, None where it is not idle. It is
-        told once about one newest event, whatever has become of the record.
+    def look(self, partition: int, idle: bool, most_ms: int) -> None:
+        """Say when the newest event of ``partition`` arrived; if it is idle and more than ``most_ms`` behind, or nothing is known of it,
+        tell it the time: once about one newest event, whatever has become of the record.
         """
         try:
             if self._stamped is None:
@@ -52,26 +58,26 @@ class IdleClock:
                 if not self._stamped:
                     log.warning("idle partitions are not told the time, for producers stamp arrival topic=%s", self._topic)
             if self._stamped:
-                self._look(partition, event_ms, idle_ms, most_ms)
+                self._look(partition, idle, most_ms)
         except (StoreError, LogError, KafkaException, BufferError) as error:
             log.warning("idle partition not told the time topic=%s partition=%d: %s", self._topic, partition, error)
 
-    def _look(self, partition: int, event_ms: int | None, idle_ms: int | None, most_ms: int) -> None:
-        if event_ms is not None and event_ms != self._said.get(partition):
-            self._wire.call("HSET", HEARD_MS, f"{self._topic}/{partition}", event_ms)
-            self._said[partition] = event_ms
-        if idle_ms is None:
+    def _look(self, partition: int, idle: bool, most_ms: int) -> None:
+        if partition in self._event_ms:  # again and again, for the store may have gone back in time
+            self._wire.call("HSET", HEARD_MS, f"{self._topic}/{partition}", self._event_ms[partition])
+        if not idle:
             return
         # The newest event's, not a clock record's: who was told the time has passed it, so a system that sleeps falls silent.
         newest_ms = max(map(int, self._wire.call("HVALS", HEARD_MS)), default=NOTHING)
-        if newest_ms > self._told.get(partition, NOTHING) and newest_ms - idle_ms > most_ms:
+        behind_ms = newest_ms - self._passed_ms.get(partition, NOTHING)
+        if newest_ms > self._told.get(partition, NOTHING) and behind_ms > most_ms:
             self._send(partition)
             self._told[partition] = newest_ms
 
     def forget(self, partition: int) -> None:
         """The partition has, or had, another owner."""
-        self._told.pop(partition, None)
-        self._said.pop(partition, None)
+        for known in (self._passed_ms, self._event_ms, self._told):
+            known.pop(partition, None)
         self._stamped = None
 
     def _send(self, partition: int) -> None:

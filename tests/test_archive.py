@@ -16,11 +16,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewPartitions
 
+from feature_repo.fraud import VIEWS
 from jobs.archive import STATISTICS, WRITING, archive
-from jobs.events import bronze_path, complete_path
+from jobs.coverage import coverage
+from jobs.events import bronze, bronze_path, bronze_version, complete_path, events
 from jobs.spark import ROW_GROUP_BYTES
+from schemas.envelope import CLOCK_HEADERS
 from schemas.fraud import PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 from services.ledger import end_offsets, read_topic
@@ -219,3 +223,19 @@ def test_a_large_file_is_read_in_parts_that_a_small_heap_holds(spark: Any, tmp_p
     sizes = [file.row_group(group).total_byte_size for group in range(file.num_row_groups)]
     assert sum(sizes) > 4 * ROW_GROUP_BYTES
     assert max(sizes) < 1.5 * ROW_GROUP_BYTES
+
+
+def test_clock_records_say_how_far_an_archive_reaches(spark: Any, runtime: Any, tmp_path: Path) -> None:
+    """In live mode all of them; in a replay, which sends one a step, what begins a partition: else the log's beginning would seem lost."""
+    producer, kafka = Producer({"bootstrap.servers": runtime.endpoints.kafka}), runtime.endpoints.kafka
+    for value, headers in ((b"", CLOCK_HEADERS), (b"1", []), (b"", CLOCK_HEADERS)):
+        producer.produce("transactions", value, partition=0, headers=headers)
+        producer.flush()
+    for time, offsets in (("live", [0, 1, 2]), ("replay", [0, 1])):
+        settings = Settings(home=tmp_path / time, time=time)
+        archive(settings, kafka, spark)
+        span = coverage(spark, settings, "transactions")[0]
+        assert (span.first, span.last) == (offsets[0], offsets[-1])
+        rows = bronze(spark, settings, bronze_version(spark, settings)).where("topic = 'transactions'").collect()
+        assert sorted(row.offset for row in rows) == offsets
+        assert events(bronze(spark, settings, bronze_version(spark, settings)), "transactions", VIEWS).count() == 0

@@ -101,8 +101,8 @@ def test_a_lane_applies_every_chunk_then_flushes_once() -> None:
 
 
 def test_a_fetch_waits_long_where_the_one_before_brought_nothing_and_only_there(kafka: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PacedFetcher, "busy", (7, 64 << 10))
-    monkeypatch.setattr(PacedFetcher, "idle", (90, 1))
+    monkeypatch.setattr(PacedFetcher, "busy", (7, 64 << 10), raising=False)
+    monkeypatch.setattr(PacedFetcher, "idle", (90, 1), raising=False)
     asked: list[tuple[tuple[int, int], bool]] = []
 
     class Recorded(PacedFetcher):

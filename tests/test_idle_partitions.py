@@ -7,6 +7,8 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
@@ -15,7 +17,7 @@ from confluent_kafka import Producer
 from feature_repo.fraud import SERVICE, VIEWS
 from feature_repo.join_marks import joined_ms_key
 from feature_repo.marks import HEARD_MS, NOTHING, applied_ms_key, offsets, scored_ms_key
-from schemas.envelope import clock
+from schemas.envelope import CLOCK_HEADERS, clock
 from schemas.fraud import OUTCOMES, PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 from schemas.topics import valid_topic
@@ -60,8 +62,17 @@ def test_one_card_pays_and_every_partition_of_every_topic_passes_the_time(runnin
     told = clocks(running)
     assert len(told) == 2 * len(PARTITIONS) - 1, "all partitions but that of the card"
     assert set(told.values()) == {1}
-    time.sleep(3 * CHECK_EVERY_S["live"])
+    time.sleep(3 * CHECK_EVERY_S["live"])  # as long as it takes to look twice at everything: silence cannot be waited for
     assert clocks(running) == told, "nothing has come since: nobody is told anything"
+
+
+def event(at_ms: int) -> Any:
+    return SimpleNamespace(timestamp=at_ms, value=b"{}", headers=())
+
+
+def told_at(at_ms: int) -> Any:
+    """A clock record."""
+    return SimpleNamespace(timestamp=at_ms, value=b"", headers=CLOCK_HEADERS)
 
 
 class Recorded(IdleClock):
@@ -81,22 +92,26 @@ def nothing_heard(redis_url: str) -> None:
 
 
 def test_who_is_near_is_told_nothing_and_who_was_told_only_when_more_has_come(kafka: str, redis_url: str) -> None:
-    clock, other = Recorded(OUTCOMES, kafka, redis_url), Recorded(TRANSACTIONS, kafka, redis_url)
-    clock.look(3, None, NOTHING, BEHIND_MS)
-    assert clock.sent == [], "nothing has come to anybody"
-    other.look(0, 1_000_000, None, BEHIND_MS)
-    clock.look(3, None, None, BEHIND_MS)
-    clock.look(3, 5, 1_000_000 - BEHIND_MS, BEHIND_MS)
-    assert clock.sent == [], "it is not idle, or near enough"
+    told, other = Recorded(OUTCOMES, kafka, redis_url), Recorded(TRANSACTIONS, kafka, redis_url)
+    told.look(3, True, BEHIND_MS)
+    assert told.sent == [], "nothing has come to anybody"
+    other.passed(0, [event(1_000_000)])
+    other.look(0, False, BEHIND_MS)
+    told.look(3, False, BEHIND_MS)
+    told.passed(3, [event(5), told_at(1_000_000 - BEHIND_MS)])
+    told.look(3, True, BEHIND_MS)
+    assert told.sent == [], "it is not idle, or near enough"
+    told.passed(3, [told_at(1_000_000 - BEHIND_MS - 1)])
     for _ in range(2):
-        clock.look(3, 5, 1_000_000 - BEHIND_MS - 1, BEHIND_MS)
-    assert clock.sent == [3], "on its way, or lost"
-    other.look(0, 1_000_001, None, BEHIND_MS)
-    clock.look(3, 5, 1_000_000 - BEHIND_MS - 1, BEHIND_MS)
-    assert clock.sent == [3, 3]
-    clock.forget(3)
-    clock.look(3, None, NOTHING, BEHIND_MS)
-    assert clock.sent == [3, 3, 3], "who owned it meanwhile may have died before it came"
+        told.look(3, True, BEHIND_MS)
+    assert told.sent == [3], "on its way, or lost"
+    other.passed(0, [event(1_000_001), told_at(2_000_000)])
+    other.look(0, False, BEHIND_MS)
+    told.look(3, True, BEHIND_MS)
+    assert told.sent == [3, 3]
+    told.forget(3)
+    told.look(3, True, BEHIND_MS)
+    assert told.sent == [3, 3, 3], "who owned it meanwhile may have died before it came"
     assert other.sent == []
 
 
@@ -112,35 +127,38 @@ def test_it_would_not_if_clock_records_counted_as_events(kafka: str, redis_url: 
 
 def asleep(kafka: str, redis_url: str, partitions: int, turn_ms: int, *, as_events: bool = False) -> int:
     """How often one partition is told the time, at most, in four turns of looks after the last event."""
-    r, clock, now_ms = random.Random(partitions), Recorded(TRANSACTIONS, kafka, redis_url), 1_000_000
+    r, told, now_ms = random.Random(partitions), Recorded(TRANSACTIONS, kafka, redis_url), 1_000_000
     passed = [now_ms, *(r.choice((NOTHING, now_ms - r.randrange(3 * TILES_BEHIND_MS))) for _ in range(partitions - 1))]
+    for partition, ms in enumerate(passed):
+        if ms != NOTHING:
+            told.passed(partition, [event(ms) if partition == 0 else told_at(ms)])
     for turn in range(4):
         for partition in range(partitions):
-            at_ms = now_ms + turn * turn_ms + partition * turn_ms // partitions
-            before = len(clock.sent)
-            event_ms = passed[partition] if as_events and passed[partition] != NOTHING else now_ms if partition == 0 else None
-            clock.look(partition, event_ms, passed[partition], TILES_BEHIND_MS)
-            if len(clock.sent) > before:
-                passed[partition] = at_ms
+            before = len(told.sent)
+            told.look(partition, True, TILES_BEHIND_MS)
+            if len(told.sent) > before:
+                passed[partition] = now_ms + turn * turn_ms + partition * turn_ms // partitions
+                told.passed(partition, [(event if as_events else told_at)(passed[partition])])
     assert all(now_ms - ms <= TILES_BEHIND_MS for ms in passed)
-    return max(Counter(clock.sent).values())
+    return max(Counter(told.sent).values())
 
 
 def test_a_clock_that_is_a_producers_is_told_to_nobody_and_not_heard(kafka: str, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = Recorded(TRANSACTIONS, kafka, redis_url)
     with monkeypatch.context() as patch:
         patch.setattr("streams.clock.arrival_is_ours", lambda bootstrap, topics: True)
-        wrong.look(0, 1 << 60, NOTHING, BEHIND_MS)
-    clock = Recorded(OUTCOMES, kafka, redis_url)
-    clock.look(3, None, NOTHING, BEHIND_MS)
-    assert wrong.sent == clock.sent == []
+        wrong.passed(0, [event(1 << 60)])
+        wrong.look(0, True, BEHIND_MS)
+    other = Recorded(OUTCOMES, kafka, redis_url)
+    other.look(3, True, BEHIND_MS)
+    assert wrong.sent == other.sent == []
 
 
 def test_a_worker_goes_on_where_a_favour_fails(kafka: str, redis_url: str, caplog: pytest.LogCaptureFixture,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("streams.clock.ASK_S", 0.2)
-    IdleClock(OUTCOMES, "127.0.0.1:1", redis_url).look(3, None, NOTHING, BEHIND_MS)
-    IdleClock(OUTCOMES, kafka, "redis://127.0.0.1:1").look(3, None, NOTHING, BEHIND_MS)
+    IdleClock(OUTCOMES, "127.0.0.1:1", redis_url).look(3, True, BEHIND_MS)
+    IdleClock(OUTCOMES, kafka, "redis://127.0.0.1:1").look(3, True, BEHIND_MS)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 2
     assert all(line.startswith("idle partition not told the time topic=outcomes partition=3: ") for line in told)

@@ -12,11 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from feature_repo.fraud import FRAUD, SERVICE, VIEWS
+from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.views import DAY_MS
 from jobs.archive import archive, conflicts
-from jobs.coverage import coverage
-from jobs.events import bronze, bronze_path, bronze_version, events
+from jobs.events import bronze, bronze_path, bronze_version
 from jobs.parity import Parity, parity, parity_path
 from jobs.settled import open_predictions, verdict_basis
 from jobs.training_set import Mode, TrainingSet, build_training_set
@@ -275,24 +274,6 @@ def test_every_record_is_archived_once_with_its_bytes_and_clocks_are_not(spark: 
     assert second.end_offsets.keys() >= {"transactions", "outcomes", "predictions"}
     third = archive(settings, kafka, spark)
     assert (third.rows, third.version) == (0, second.version)
-
-
-def test_clock_records_say_how_far_an_archive_reaches(spark: Any, runtime: Any, tmp_path: Path) -> None:
-    """In live mode all of them; in a replay, which sends one a step, what begins a partition: else the log's beginning would seem lost."""
-    from confluent_kafka import Producer
-
-    producer, kafka = Producer({"bootstrap.servers": runtime.endpoints.kafka}), runtime.endpoints.kafka
-    for value, headers in ((b"", CLOCK_HEADERS), (b"1", []), (b"", CLOCK_HEADERS)):
-        producer.produce("transactions", value, partition=0, headers=headers)
-        producer.flush()
-    for time, offsets in (("live", [0, 1, 2]), ("replay", [0, 1])):
-        settings = Settings(home=tmp_path / time, time=time)
-        archive(settings, kafka, spark)
-        span = coverage(spark, settings, "transactions")[0]
-        assert (span.first, span.last) == (offsets[0], offsets[-1])
-        rows = bronze(spark, settings, bronze_version(spark, settings)).where("topic = 'transactions'").collect()
-        assert sorted(row.offset for row in rows) == offsets
-        assert events(bronze(spark, settings, bronze_version(spark, settings)), "transactions", VIEWS).count() == 0
 
 
 def test_records_that_are_gone_before_they_were_archived_stop_the_archive(spark: Any, runtime: Any, tmp_path: Path) -> None:
