@@ -18,9 +18,8 @@ from feature_repo.online import Reading, SetReader
 from feature_repo.vector import VectorBuilder
 from feature_repo.version_keys import VersionKeys
 from feature_repo.views import FeatureService, FeatureView
-from schemas.envelope import clock
 from schemas.topics import SOURCES, valid_topic
-from services.ledger import read_topic
+from services.ledger import read_events
 
 __all__ = ["Compared", "compare", "recent_events"]
 
@@ -50,7 +49,7 @@ class Compared:
 def recent_events(kafka: str, source: str, last: int) -> list[Any]:
     """The valid events among the ``last`` offsets of each partition of ``source``. Raises LogError."""
     decode = SOURCES[source].decoder.decode
-    return [decode(message.value()) for message in read_topic(kafka, valid_topic(source), last=last) if not clock(message.headers())]
+    return [decode(message.value()) for message in read_events(kafka, valid_topic(source), last=last)]
 
 
 def compare(redis: str, old: FeatureView, new: FeatureView, source: str, events: Sequence[Any], partitions: int) -> Compared:

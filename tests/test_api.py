@@ -26,7 +26,7 @@ from schemas.errors import JobError
 from schemas.fraud import Prediction
 from schemas.settings import Settings
 from services.api.client import ApiError, Client
-from services.ledger import read_topic
+from services.ledger import read_events, read_topic
 from services.release_log import ReleaseLog
 from services.why.walk import why
 from tests.api_world import Api, api_world
@@ -96,7 +96,7 @@ def test_an_event_that_is_sent_again_lies_where_it_lay(api: Api) -> None:
     first, second = api.post("/v1/events", event).body, api.post("/v1/events", event).body
     assert (first["repeated"], second["repeated"]) == (False, True)
     assert {**first, "repeated": True} == second
-    held = [m for m in read_topic(api.runtime.kafka, "transactions") if msgspec.json.decode(m.value())["event_id"] == event["event_id"]]
+    held = [m for m in read_events(api.runtime.kafka, "transactions") if msgspec.json.decode(m.value())["event_id"] == event["event_id"]]
     assert [(m.topic(), m.partition(), m.offset()) for m in held] == [(first["topic"], first["partition"], first["offset"])]
     assert held[0].key() == event["card_id"].encode()
     refused = api.post("/v1/events", {**event, "amount_minor": 1})
@@ -109,7 +109,7 @@ def test_a_correction_of_an_outcome_is_no_repetition(api: Api) -> None:
     assert api.post("/v1/outcomes", outcome).body["repeated"] is False
     assert api.post("/v1/outcomes", {**outcome, "fraud": True, "revision": 1}).body["repeated"] is False
     assert api.post("/v1/outcomes", outcome).body["repeated"] is True
-    held = [msgspec.json.decode(m.value()) for m in read_topic(api.runtime.kafka, "outcomes")]
+    held = [msgspec.json.decode(m.value()) for m in read_events(api.runtime.kafka, "outcomes")]
     assert [one["fraud"] for one in held if one["event_id"] == outcome["event_id"]] == [False, True]
 
 

@@ -18,7 +18,7 @@ from schemas.envelope import SOURCE_OFFSET, header
 from schemas.errors import LogError
 from schemas.settings import Settings
 from schemas.topics import valid_topic
-from services.ledger import end_offsets, read_topic
+from services.ledger import end_offsets, read_events
 from services.runtime.embedded import Runtime
 from tests.deadline import eventually
 from tests.world_check import Sent, publish, read_predictions, small_world, wrong_sets
@@ -133,7 +133,7 @@ def send_to_a_dying_broker(runtime: Runtime, records, acks: str) -> None:
     before = written(runtime)
     publish(producer, "transactions", records[:1])
     assert producer.flush(30) == 0
-    eventually(lambda: written(runtime) == before + 1)
+    eventually(lambda: written(runtime) > before)
     pid = eventually(lambda: runtime.pid("kafka"))
     os.kill(pid, signal.SIGSTOP)
     publish(producer, "transactions", records[1:])
@@ -201,7 +201,7 @@ def test_redis_back_from_an_older_file_under_load_while_a_worker_dies_loses_noth
         eventually(lambda: caught_up(runtime) and not wrong_sets(store, sent), timeout_s=120)
         for source in ("transactions", "outcomes"):
             published = {(message.partition(), header(message.headers(), SOURCE_OFFSET))
-                         for message in read_topic(runtime.kafka, valid_topic(source))}
+                         for message in read_events(runtime.kafka, valid_topic(source))}
             assert len(published) == len(sent.transactions)
         predictions = read_predictions(runtime.kafka)
         assert (len(predictions.first), predictions.reordered) == (len(sent.transactions), 0)

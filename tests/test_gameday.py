@@ -16,7 +16,7 @@ from schemas.fraud import PREDICTIONS, TRANSACTIONS
 from schemas.settings import Settings
 from schemas.topics import valid_topic
 from services.gameday import play
-from services.ledger import read_topic
+from services.ledger import read_events, read_topic
 from services.loop_record import read_evaluated, read_loop
 from services.planting import parse_plant
 from services.rehearsal import ROLES, Stage
@@ -59,7 +59,7 @@ def test_no_event_is_dropped_by_a_release_and_each_says_which_made_it(played: tu
         epochs[prediction["epoch"]].append(prediction["arrival_ms"])
         if prediction["epoch"] is not None:
             assert prediction["model_version"] == {1: first, 2: second}[prediction["epoch"]].champion
-    sent = (json.loads(message.value())["event_id"] for message in read_topic(kafka, valid_topic(TRANSACTIONS)) if message.value())
+    sent = (json.loads(message.value())["event_id"] for message in read_events(kafka, valid_topic(TRANSACTIONS)))
     assert seen.keys() == set(sent)
     assert sorted(epochs, key=str) == [1, 2, None]
     assert max(epochs[None]) <= first.at_ms < min(epochs[1]), "the clock stood still while it was released"

@@ -25,7 +25,7 @@ from schemas.envelope import SOURCE_OFFSET, header
 from schemas.fraud import TRANSACTIONS
 from schemas.settings import Settings
 from schemas.topics import dead_letter_topic, valid_topic
-from services.ledger import read_topic
+from services.ledger import read_events, read_topic
 from services.runtime.embedded import Runtime
 from streams import header_names
 from tests.deadline import eventually
@@ -67,7 +67,7 @@ def test_worker_and_scorer_go_on_and_dead_letters_keep_the_name_as_it_can_be_rea
     predictions = read_predictions(runtime.kafka)
     assert {p.event_id for p in predictions.first.values()} == {event.event_id for event, _ in sent.transactions}
     assert wrong_sets(redis.Redis.from_url(runtime.redis), sent) == []
-    odd = [header(m.headers(), READ) for m in read_topic(runtime.kafka, valid_topic(TRANSACTIONS))]
+    odd = [header(m.headers(), READ) for m in read_events(runtime.kafka, valid_topic(TRANSACTIONS))]
     assert odd == [None] * THIRD + [b"7"] * THIRD + [None] * THIRD
     (letter,) = read_topic(runtime.kafka, dead_letter_topic(TRANSACTIONS))
     assert (letter.value(), header(letter.headers(), READ), header(letter.headers(), "hr_reason")) == (b"{", b"7", b"not-json")

@@ -18,7 +18,7 @@ from schemas.errors import LogError, SettingsError
 from schemas.fraud import OUTCOME, OUTCOMES, TRAFFIC, TRANSACTION, TRANSACTIONS
 from schemas.settings import Settings
 from services.inputs import event_rows
-from services.ledger import end_offsets, read_topic
+from services.ledger import end_offsets, read_events, read_topic
 from services.lockstep import HOUR_MS, Lockstep
 from services.paced import publish_paced
 from services.runtime.embedded import Runtime
@@ -224,7 +224,7 @@ def test_paced_records_say_when_they_were_due_and_none_leaves_before(kafka: str,
     result = publish_paced(kafka, [days[0], days[1]], 2_000, source="/paced", emissions=USE_CASE.emissions, restamp=True, stamp=True)
     number = days[0].num_rows + days[1].num_rows
     assert result.sent == {TRANSACTIONS: number}
-    sent = [message for message in read_topic(kafka, TRANSACTIONS) if message.offset() >= already[message.partition()]]
+    sent = [message for message in read_events(kafka, TRANSACTIONS) if message.offset() >= already[message.partition()]]
     due_ns = sorted(int(header(message.headers(), SENT_NS)) for message in sent)
     assert len(due_ns) == number
     assert due_ns[0] > began_ns

@@ -21,7 +21,7 @@ from schemas.envelope import SOURCE_OFFSET, header
 from schemas.fraud import TRANSACTIONS
 from schemas.settings import Settings
 from schemas.topics import valid_topic
-from services.ledger import read_topic
+from services.ledger import read_events
 from services.runtime.embedded import Runtime
 from tests.deadline import eventually
 from tests.world_check import Sent, publish, small_world, wrong_sets
@@ -80,7 +80,7 @@ def test_workers_that_come_and_go_under_load_lose_nothing_and_change_no_order(tm
         print(f"{len(sent.transactions)} events; the longest pause took {longest[0]:.1f} s")
 
         published = [(message.partition(), int(header(message.headers(), SOURCE_OFFSET)))
-                     for message in read_topic(runtime.kafka, valid_topic(TRANSACTIONS))]
+                     for message in read_events(runtime.kafka, valid_topic(TRANSACTIONS))]
         first = list(dict.fromkeys(published))
         assert len(first) == len(sent.transactions)
         for partition in {place for place, _ in first}:
