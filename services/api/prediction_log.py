@@ -1,6 +1,6 @@
 """Logs predictions off the request's path: to Kafka, and while that does not answer to a spool on disk, from where they follow.
 
-    direct    a record is queued at the producer when its answer is sent; it is kept until the broker has acknowledged it
+    direct    a record is handed to the producer as soon as its answer is sent; it is kept until the broker has acknowledged it
     spooling  the oldest has waited for ``PATIENCE_S``: what is not acknowledged goes to the spool, and from now on an answer is sent
               when its prediction is on disk. Once Kafka answers, direct again, and the spool follows piece by piece.
 
@@ -35,6 +35,7 @@ PATIENCE_S = 1.0
 TICK_S = 0.01
 PROBE_EVERY_S = 0.5
 REPLAY_AT_ONCE = 200
+QUEUE_MOST = 100_000
 EVENT = msgspec.json.Encoder()
 ENCODE = msgspec.msgpack.Encoder().encode
 
@@ -76,10 +77,11 @@ class PredictionLog:
         self._producer = Producer({
             # Not idempotent: what is taken back when Kafka is given up would break its sequence; copies have one id.
             "bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5, "compression.type": "lz4", "message.timeout.ms": 0,
-            "queue.buffering.max.messages": 100_000, "log_level": 2})
+            "queue.buffering.max.messages": QUEUE_MOST, "log_level": 2})
         self._spool, self._most_bytes = Spool(folder), most_bytes
         self._disk = ThreadPoolExecutor(1, "spool")
         self._unacked: dict[int, tuple[Logged, float]] = {}
+        self._due: list[int] = []
         self._unacked_bytes = self._unwritten_bytes = self._number = 0
         self._replay: Replay | None = None
         self._segments: list[Path] = self._spool.segments()
@@ -109,11 +111,17 @@ class PredictionLog:
                    for event, result in zip(events, results, strict=True)]
         if self.spooling:
             return self._to_disk(records)
+        if len(self._producer) + len(self._due) + len(records) > QUEUE_MOST:
+            self._stop_trusting("its queue is full")
+            return self._to_disk(records)
+        if not self._due:  # the loop sends answers when all that is due in its turn is done: two turns on they are on their way
+            self._loop.call_soon(self._loop.call_soon, self._hand_over)
         now = time.monotonic()
-        for at, record in enumerate(records):
-            if not self._queue(record, now):
-                self._stop_trusting("its queue is full")
-                return self._to_disk(records[at:])
+        for record in records:
+            self._number = number = self._number + 1
+            self._unacked[number] = record, now
+            self._unacked_bytes += record.size
+            self._due.append(number)
         self._tick_later()
         return None
 
@@ -121,6 +129,7 @@ class PredictionLog:
         """What the broker has not acknowledged in ``seconds`` goes to disk."""
         if self._ticking is not None:
             self._ticking.cancel()
+        self._hand_over()
         if not self.spooling and self._unacked:
             await self._loop.run_in_executor(None, self._producer.flush, seconds)
         if self._unacked:
@@ -128,13 +137,12 @@ class PredictionLog:
         await self._loop.run_in_executor(self._disk, self._spool.close)
         self._disk.shutdown()
 
-    def _queue(self, record: Logged, now: float) -> bool:
-        self._number = number = self._number + 1
-        if not self._produce(record, partial(self._delivered, number)):
-            return False
-        self._unacked[number] = record, now
-        self._unacked_bytes += record.size
-        return True
+    def _hand_over(self) -> None:
+        due, self._due = self._due, []
+        for number in due:
+            held = self._unacked.get(number)  # None: it went to the spool meanwhile
+            if held is not None and not self._produce(held[0], partial(self._delivered, number)):
+                return self._stop_trusting("its queue is full")
 
     def _produce(self, record: Logged, delivered: Any) -> bool:
         headers: Any = [("ce_specversion", b"1.0"), (CE_TYPE, _type_of(record.topic)), ("ce_source", b"headrace/api"),
