@@ -82,6 +82,15 @@ class ArchiveTable:
         """How many records those row groups hold: an upper bound that reads no data."""
         return sum(group.count_rows() for group in self.row_groups(topic, arrived_from_ms, arrived_until_ms))
 
+    def oldest_ms(self, topics: Sequence[str]) -> int | None:
+        """When the first record of ``topics`` arrived."""
+        import pyarrow.compute as pc
+
+        within = pc.field("topic").isin(topics)
+        found = [pc.min(batch["arrival_ms"]).as_py() for batch in self.dataset.to_batches(columns=["arrival_ms"], filter=within)
+                 if batch.num_rows]
+        return min(found, default=None)
+
     def batches(self, topic: str, arrived_from_ms: int, arrived_until_ms: int, decode: Callable[[pa.RecordBatch], Any]) -> list[Any]:
         """``decode`` of each batch with COLUMNS, in the table's order, by as many threads as there are cores."""
         within = _within(topic, arrived_from_ms, arrived_until_ms)

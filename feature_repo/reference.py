@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from feature_repo.bins import count_columns, quantile_edges
+from feature_repo.manifest import write_synced
 from feature_repo.models import DriftPolicy, ModelSpec
 from feature_repo.views import DAY_MS
 from schemas.errors import BundleError, DefinitionError
@@ -27,7 +28,8 @@ ERROR, MISSED = "error", "missed"
 class Reference(msgspec.Struct, frozen=True):
     """``counts`` int[cells][F][22] and ``score_counts`` int[cells][22], cells of equal length from Monday 00:00 UTC.
 
-    ``losses``: stream -> (sum, number) at age ``age_ms``; ``labelled``: the share of predictions that had a label by then.
+    ``losses``: stream -> (sum, number) at age ``age_ms``; ``labelled``: the share of predictions that had a label by then. ``filling``:
+    features whose windows reached back behind all history, so that they have gone on growing since.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Reference(msgspec.Struct, frozen=True):
     window_ms: int
     from_ms: int
     until_ms: int
+    filling: list[str] = []
 
     @property
     def name(self) -> str:
@@ -59,7 +62,7 @@ def loss_streams(policy: DriftPolicy, event_time: int, alert: bool, label: bool)
 
 
 def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any, threshold: float, labels: Any, event_time: Any,
-                    predicted_ms: Any) -> Reference:
+                    predicted_ms: Any, history_from_ms: int | None = None) -> Reference:
     """The reference of ``version`` from a stretch of its own predictions that it was not trained on.
 
     Parameters
@@ -70,6 +73,8 @@ def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any
         float64[n], 0 or 1 as known when the prediction was the policy's ``age_ms`` old, NaN where nothing was known.
     event_time, predicted_ms
         int64[n], UTC ms; the second is when the event arrived.
+    history_from_ms
+        When the oldest event that features were computed from arrived; None: nobody knows, all windows count as full.
 
     Raises DefinitionError for a model without drift policy, or for rows that do not fit it.
     """
@@ -93,7 +98,15 @@ def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any
     return Reference(
         spec.name, version, list(spec.service.feature_names), [edge.tolist() for edge in edges], score_edges.tolist(),
         [of_cell.tolist() for of_cell in counts], [of_cell.tolist() for of_cell in score_counts], losses, float(known.mean()), n,
-        max(int(times.max() - times.min()), 1) / DAY_MS, policy.age_ms, policy.window_ms, int(times.min()), int(times.max()))
+        max(int(times.max() - times.min()), 1) / DAY_MS, policy.age_ms, policy.window_ms, int(times.min()), int(times.max()),
+        _filling(spec, int(times.min()), history_from_ms))
+
+
+def _filling(spec: ModelSpec, at_ms: int, history_from_ms: int | None) -> list[str]:
+    if history_from_ms is None:
+        return []
+    return [feature.name for view in spec.service.views for feature in view.features
+            if at_ms - view.delay_ms - feature.window_ms < history_from_ms]
 
 
 def reference_path(models: Path, model: str, version: str) -> Path:
@@ -108,7 +121,7 @@ def write_reference(models: Path, reference: Reference) -> Path:
         raise BundleError(f"{reference.name} has a reference", hint="a version's reference is written once")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}")
-    draft.write_bytes(data)
+    write_synced(draft, data)
     draft.replace(path)
     return path
 
@@ -121,4 +134,5 @@ def read_reference(models: Path, model: str, version: str) -> Reference | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        raise BundleError(f"{path} is not a reference: {error}", hint="build it again") from error
+        raise BundleError(f"{path} is not a reference: {error}",
+                          hint="bring it back from a copy; without it nothing is judged of that version") from error

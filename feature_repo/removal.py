@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from feature_repo.layout import entity_key
+from feature_repo.layout import entity_key, tiles_key
+from feature_repo.marks import hot_key
 from feature_repo.pair_bytes import model_tag, pair_key, place_of
 from feature_repo.pending import read_layout
+from feature_repo.tiles import events_in
 from feature_repo.views import FeatureView
 from feature_repo.wire import Script, Wire, pack
 
@@ -37,14 +39,19 @@ return removed
 
 
 def remove_sets(url: str, views: Sequence[FeatureView], entity: str, *, dry_run: bool = False) -> dict[str, int]:
-    """Delete the sets of ``entity``; by versioned view name, how many records each held. Raises StoreError."""
-    wire = Wire(url, 5000)
+    """Delete the sets of ``entity`` and what was folded into their tiles; by versioned view name, how many records there were.
+
+    A compactor that has looked at them meanwhile brings nothing back: it replaces what it saw, or nothing. Raises StoreError.
+    """
+    wire, found = Wire(url, 5000), {}
     try:
-        keys = [entity_key(view, entity) for view in views]
-        sizes = wire.exchange([pack(("STRLEN", key)) for key in keys])
-        if keys and not dry_run:
-            wire.exchange([pack(("UNLINK", key)) for key in keys])
-        return {view.versioned_name: int(size) // (8 * view.record_words) for view, size in zip(views, sizes, strict=True)}
+        for view in views:
+            keys = [entity_key(view, entity), tiles_key(view, entity)]
+            raw, tiles = wire.call("MGET", *keys)
+            found[view.versioned_name] = events_in(view, raw, tiles)
+            if not dry_run:
+                wire.exchange([pack(("UNLINK", *keys)), pack(("SREM", hot_key(view), entity))])
+        return found
     finally:
         wire.close()
 

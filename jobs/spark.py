@@ -155,6 +155,8 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path, options: s
         ("spark.sql.catalog.spark_catalog", "org.apache.spark.sql.delta.catalog.DeltaCatalog"),
         ("spark.sql.session.timeZone", "UTC"),
         ("spark.sql.shuffle.partitions", "128"),  # before adaptive execution joins them: up to 64 MB, but as many as cores
+        # It takes what counts rows (``Observation``) out of a plan in which none are left, and nobody is told that there were none.
+        ("spark.sql.adaptive.optimizer.excludedRules", "org.apache.spark.sql.execution.adaptive.AQEPropagateEmptyRelation"),
         ("spark.sql.execution.arrow.pyspark.enabled", "true"),
         ("spark.sql.execution.arrow.maxRecordsPerBatch", str(BATCH_ROWS)),
         ("spark.sql.execution.arrow.maxBytesPerBatch", str(2**31 - 1)),  # see jobs/arrow_batches.py

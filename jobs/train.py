@@ -140,15 +140,16 @@ def _train(source: Any, spec: ModelSpec, train_period: Period, test_period: Peri
               "fitted_by": "spark" if large else "local"},
     )
     return TrainResult(spec, manifest, onnx, golden_rows(spec, test, on_test, score), judged, scores["model"],
-                       reference_of(spec, test, on_test, threshold))
+                       reference_of(spec, test, on_test, threshold, training_set.origin.get("history_from_ms")))
 
 
-def reference_of(spec: ModelSpec, test: Rows, scores: np.ndarray[Any, Any], threshold: float) -> Reference | None:
+def reference_of(spec: ModelSpec, test: Rows, scores: np.ndarray[Any, Any], threshold: float,
+                 history_from_ms: int | None) -> Reference | None:
     """Test rows stand for what was served: they were not trained on, and come as they do in service. Their labels are all mature."""
     if spec.drift is None:
         return None
     return build_reference(spec, "", features=test.x, scores=scores, threshold=threshold, labels=test.label, event_time=test.event_time,
-                           predicted_ms=test.event_time)
+                           predicted_ms=test.event_time, history_from_ms=history_from_ms)
 
 
 def labelled(rows: Rows, what: str, period: Period) -> Rows:

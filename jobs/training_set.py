@@ -118,7 +118,8 @@ class _Asked:
         archive = open_archive(self.settings, self.version)
         as_of_ms = archive.newest_ms if self.as_of_ms is None else self.as_of_ms
         built = labelled_rows(archive, self.spec, self.start_ms, self.end_ms, as_of_ms, ideal=self.mode == "ideal")
-        manifest = self._manifest(archive.version, as_of_ms, built.counts, digest(row_digests(built.table)))
+        manifest = self._manifest(archive.version, as_of_ms, archive.oldest_ms(_sources(self.spec.service)), built.counts,
+                                  digest(row_digests(built.table)))
         write_table(self.path, built.table)
         return manifest
 
@@ -129,6 +130,7 @@ class _Asked:
         version = bronze_version(spark, self.settings) if self.version is None else self.version
         archive = bronze(spark, self.settings, version)
         as_of_ms = archive.agg({"arrival_ms": "max"}).collect()[0][0] if self.as_of_ms is None else self.as_of_ms
+        oldest_ms = archive.where(F.col("topic").isin(_sources(self.spec.service))).agg({"arrival_ms": "min"}).collect()[0][0]
         source = _Source(archive.where(F.col("arrival_ms") <= as_of_ms), self.spec, self.start_ms, self.end_ms, as_of_ms)
         counted, rows = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
         digests, low, high = Observation(), F.col(DIGEST).bitwiseAND(LOW), F.shiftrightunsigned(DIGEST, 32)  # the sum of longs could wrap
@@ -136,9 +138,9 @@ class _Asked:
         rows.write.format("delta").mode("overwrite").options(overwriteSchema="true", **STATISTICS).save(self.path)
         sums = {name: value or 0 for name, value in digests.get.items()}
         counts = {name: int(value or 0) for name, value in counted.get.items()}
-        return self._manifest(version, as_of_ms, counts, (sums["low"] + (sums["high"] << 32)) % 2**64)
+        return self._manifest(version, as_of_ms, oldest_ms, counts, (sums["low"] + (sums["high"] << 32)) % 2**64)
 
-    def _manifest(self, version: int, as_of_ms: int, counts: dict[str, int], content: int) -> dict[str, Any]:
+    def _manifest(self, version: int, as_of_ms: int, history_from_ms: int | None, counts: dict[str, int], content: int) -> dict[str, Any]:
         """Raises FindingError where there is nothing to read."""
         period, service = [_day(self.start_ms), _day(self.end_ms - 1)], self.spec.service
         if not counts["transactions"]:
@@ -148,7 +150,7 @@ class _Asked:
             "model": self.spec.name, "mode": self.mode, "service": service.name, "service_hash": service.definition_hash, "period": period,
             "rows": counts["transactions"] - counts["unlabelled"], **counts,
             "labelled_percent": round(100 * (1 - counts["unlabelled"] / counts["transactions"]), 2),
-            "as_of_ms": as_of_ms, "labels_mature": as_of_ms >= self.end_ms + self.spec.label_delay_ms,
+            "as_of_ms": as_of_ms, "history_from_ms": history_from_ms, "labels_mature": as_of_ms >= self.end_ms + self.spec.label_delay_ms,
             "bronze_version": version, "seed": self.spec.seed, "content_hash": f"{content:016x}",
         }
 
@@ -173,7 +175,7 @@ class _Source:
         counted, rows = self._labelled(of_source, ("arrival_ms", "position"))
         rows = rows.withColumn("query", F.col("first") & F.col("label").isNotNull()).drop("first")
         others = {source: events(self.archive, source, service.views, event_time=(past, self.end_ms))
-                  for source in {view.source for view in service.views} - {service.source}}
+                  for source in _sources(service) if source != service.source}
         return counted, sweep_entities(rows, others, service, read_values, _vectors(service), f"{_schema(service)}, {DIGEST} long",
                                        ideal=ideal)
 
@@ -198,6 +200,10 @@ class _Source:
         return counted, found.observe(
             counted, F.count_if(one).alias("transactions"), F.count_if(one & F.col("label").isNull()).alias("unlabelled"),
             F.sum(F.when(one, F.col("label"))).alias("positives"))
+
+
+def _sources(service: FeatureService) -> list[str]:
+    return sorted({service.source, *(view.source for view in service.views)})
 
 
 def _schema(service: FeatureService) -> str:

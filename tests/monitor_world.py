@@ -40,7 +40,7 @@ class Record:
 @dataclass(frozen=True)
 class Change:
     """In windows from ``since`` on, before ``until``. ``wrong``: share of alerts turned round; ``shift`` of the first feature, and of
-    scores, in deviations."""
+    scores, in deviations; ``scale`` of the feature ``scaled``."""
 
     since: int = 1 << 30
     until: int = 1 << 31
@@ -50,6 +50,7 @@ class Change:
     volume: float = 1.0
     nulls: float = 0.0
     scale: float = 1.0
+    scaled: str = "amount"
     copies: float = 0.0
     ahead_ms: int = 0
     degraded: float = 0.0
@@ -72,12 +73,14 @@ def draw(random: Any, n: int) -> tuple[Any, Any, Any]:
     return features, scores, labels
 
 
-def make_reference(version: str = "1", seed: int = 1000, n: int = 40_000, spec: ModelSpec = SPEC) -> Reference:
+def make_reference(version: str = "1", seed: int = 1000, n: int = 40_000, spec: ModelSpec = SPEC,
+                   history_days: float | None = None) -> Reference:
     random = np.random.default_rng(seed)
     features, scores, labels = draw(random, n)
     times = START - 14 * DAY_MS + np.arange(n) * (14 * DAY_MS // n)
     return build_reference(spec, version, features=features, scores=scores, threshold=THRESHOLD, labels=labels.astype(float),
-                           event_time=times, predicted_ms=times)
+                           event_time=times, predicted_ms=times,
+                           history_from_ms=None if history_days is None else int(times[0] - history_days * DAY_MS))
 
 
 def make_watch(partitions: int = 2, read: Callable[[str], Reference | None] | None = None, spec: ModelSpec = SPEC) -> Watch:
@@ -103,7 +106,8 @@ def make_stream(windows: int, per_window: int = 800, partitions: int = 2, seed: 
         n = round(per_window * (on.volume if on else 1.0))
         features, scores, labels = draw(random, n)
         if on:
-            features[:, 0] = (features[:, 0] + on.shift) * on.scale
+            features[:, 0] += on.shift
+            features[:, NAMES.index(on.scaled)] *= on.scale
             features[random.random(n) < on.nulls, 5] = np.nan
             scores = 1 / (1 + np.exp(-np.log(scores / (1 - scores)) - on.score))
             labels = labels ^ (random.random(n) < on.wrong)

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from feature_repo import use_cases
 from feature_repo.bundle import promote
-from feature_repo.fraud import CARD_SPEND, SERVICE
+from feature_repo.fraud import CARD_SPEND, SERVICE, TERMINAL_RISK
 from feature_repo.layout import hash_id, hash_text
 from feature_repo.online import SetReader
 from feature_repo.oracle import Record, feature_values
@@ -31,8 +31,9 @@ from feature_repo.vector import VectorBuilder
 from feature_repo.version_keys import VersionKeys
 from feature_repo.versions import Registry, adopted, building, read_registry, write_registry
 from feature_repo.views import HOUR_MS, FeatureService
+from schemas.envelope import clock
 from schemas.errors import DefinitionError
-from schemas.fraud import PREDICTIONS, TRANSACTIONS, Transaction
+from schemas.fraud import OUTCOMES, PREDICTIONS, TRANSACTIONS, Transaction
 from schemas.settings import Settings
 from services.cli import main
 from services.judge import Judge
@@ -208,6 +209,29 @@ def test_a_changed_view_is_planned_built_switched_rolled_back_and_collected(
     eventually(lambda: len(predicted(settings)) == len(traffic.sent), timeout_s=120)
     assert not list(store.scan_iter(f"*{NEW_NAME}*")), "nobody writes to it any more"
     assert said(["apply", "--collect"])["removed"] == []
+
+
+def test_a_view_over_a_topic_that_is_still_silent_is_switched_on_a_fresh_live_system(
+    world: tuple[Settings, Traffic, redis.Redis], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Outcomes hold nothing but the clock records that idle partitions are told the time by: that is a whole history, and no short one."""
+    settings, traffic, _ = world
+    monkeypatch.setattr("os.nice", lambda _: 0)
+    traffic.send(50)
+    eventually(lambda: len(predicted(settings)) == 50, timeout_s=240)
+    assert settings.kafka is not None
+    outcomes = eventually(lambda: heard if len(heard := list(read_topic(settings.kafka, OUTCOMES))) == 2 else [], timeout_s=60)
+    assert {(message.partition(), message.offset(), clock(message.headers())) for message in outcomes} == {(0, 0, True), (1, 0, True)}
+    assert main(["apply", "--json"]) == 0
+    risk = dataclasses.replace(TERMINAL_RISK, features=TERMINAL_RISK.features[1:])
+    views = tuple(risk if view is TERMINAL_RISK else view for view in SERVICE.views)
+    monkeypatch.setattr(use_cases, "USE_CASES", (case(dataclasses.replace(SERVICE, views=views)),))
+    capsys.readouterr()
+    assert main(["apply", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["switched"], done["built"][0]["short_of"]) == (True, {}), done
+    traffic.send(1)
+    eventually(lambda: scored_by(settings, traffic, use_cases.services(settings)[0].definition_hash), timeout_s=120)
 
 
 def plan_models(plan: Any) -> tuple[str, str | None]:

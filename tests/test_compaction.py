@@ -27,6 +27,7 @@ from feature_repo.fraud import SERVICE
 from feature_repo.layout import entity_key, join_sets, tiles_key
 from feature_repo.marks import NOTHING, hot_key
 from feature_repo.online import SetReader
+from feature_repo.removal import remove_sets
 from feature_repo.tiles import events_in, tiles_of
 from feature_repo.views import Column, Feature, FeatureService, FeatureView
 from schemas.envelope import clock
@@ -143,6 +144,25 @@ def test_memory_is_that_of_tiles_and_of_what_is_still_open(redis_url: str, store
     assert events_in(BUSY, *store.mget(entity_key(BUSY, "c"), tiles_key(BUSY, "c"))) == 60_000
     assert max(sizes) < 24 * 60_000 / 50
     assert features(redis_url, now_ms)[0][0] == 60_000.0
+    compactor.close()
+
+
+def test_an_entity_that_is_erased_leaves_no_tiles_and_nobody_brings_them_back(redis_url: str, store: redis.Redis) -> None:
+    now_ms = written(redis_url, LONG_RECORDS + 500)
+    written(redis_url, 1_000, first=LONG_RECORDS + 500)  # the worker says with the second chunk that the set is long
+    compactor = EntityCompactor(redis_url, BUSY)
+    seen = compactor.look("c", now_ms, now_ms - 200, 1)
+    assert seen is not None
+    assert compactor.compact(seen).done
+    held, later = store.exists(entity_key(BUSY, "c"), tiles_key(BUSY, "c")), compactor.look("c", now_ms + 300, now_ms + 100, 1)
+    assert (held, store.smembers(hot_key(BUSY))) == (2, {b"c"}), "the control"
+    assert remove_sets(redis_url, [BUSY], "c", dry_run=True) == {BUSY.versioned_name: LONG_RECORDS + 1_500}
+    assert store.exists(entity_key(BUSY, "c"), tiles_key(BUSY, "c")) == 2
+    assert remove_sets(redis_url, [BUSY], "c") == {BUSY.versioned_name: LONG_RECORDS + 1_500}
+    assert later is not None
+    assert not compactor.compact(later).done
+    assert store.exists(entity_key(BUSY, "c"), tiles_key(BUSY, "c"), hot_key(BUSY)) == 0
+    assert remove_sets(redis_url, [BUSY], "c") == {BUSY.versioned_name: 0}
     compactor.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import itertools
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import ModuleType
 from typing import Any
@@ -193,6 +194,23 @@ def test_each_hour_of_the_week_has_shapes_of_its_own() -> None:
         batch = ShapeBatch((hour + 96) * HOUR_MS, drawn(day[hour % 24], 1_000, random))
         states = [detector.update(state, batch) for detector, state in zip((hours, flat), states, strict=True)]
     assert states[0].alarms == 0 < states[1].alarms
+
+
+@pytest.mark.parametrize(("tested", "judged"), [(range(7), 28), ((0, 1), 8)])
+def test_days_of_the_week_that_the_reference_has_not_seen_are_not_judged(tested: Sequence[int], judged: int) -> None:
+    """A feature that tells the weekend, four weeks: what borrowed from Monday and Tuesday would call every Saturday drift."""
+    random, day_ms = np.random.default_rng(4), 24 * HOUR_MS
+    week = np.zeros((7, 1, 22))
+    week[:5, 0, 0] = week[5:, 0, 1] = 1.0
+    counts = np.stack([drawn(week[day], 4_000, random) * (day in tested) for day in range(7)])
+    detector = ShapeDetector(ShapeReference("v1", ("weekend",), counts), 1e3)
+    state = detector.start()
+    for day in range(29):
+        state = detector.update(state, ShapeBatch((4 + day) * day_ms, drawn(week[day % 7], 1_000, random)))
+    assert (state.windows, state.alarms) == (judged, 0)
+    for day in range(29, 36):
+        state = detector.update(state, ShapeBatch((4 + day) * day_ms, drawn(week[(day + 5) % 7], 1_000, random)))
+    assert state.alarms == 1, "Tuesdays that look like Sundays"
 
 
 def random_days() -> Any:

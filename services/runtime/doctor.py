@@ -52,6 +52,7 @@ def examine() -> Iterator[Finding]:
     yield from _machine(settings)
     yield from _home(settings)
     yield from _keys(settings.key_folder)
+    yield from _references(settings.models)
     yield from _java(settings)
     if not settings.redis:
         yield from _redis_server()
@@ -137,6 +138,21 @@ def _keys(folder: Path) -> Iterator[Finding]:
             return
         signing = next((f"key {key.id} signs models" for key in known if key.state == "signing"), "none signs models here")
         yield Finding("keys", "ok", f"{signing}, {len(known)} known in {folder}" if known else "none yet; the first start makes one")
+
+
+def _references(folder: Path) -> Iterator[Finding]:
+    from feature_repo.reference import read_reference
+
+    found = sorted(folder.glob("*/references/[!.]*.json"))
+    damaged = 0
+    for path in found:
+        try:
+            read_reference(folder, path.parent.parent.name, path.stem)
+        except BundleError as error:
+            damaged += 1
+            yield Finding("references", "missing", error.fact, error.hint)
+    if found and not damaged:
+        yield Finding("references", "ok", f"what monitors compare {len(found)} model versions with can be read")
 
 
 def _engines(settings: Settings) -> Iterator[Finding]:

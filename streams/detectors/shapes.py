@@ -21,7 +21,7 @@ from schemas.errors import DefinitionError
 from streams.detectors.contract import Verdict
 from streams.detectors.distances import psi
 from streams.detectors.intervals import rate_bound
-from streams.detectors.seasons import HOURS, MINIMUM, hour_of_week, shrink
+from streams.detectors.seasons import HOURS, hour_of_week
 
 __all__ = ["ShapeBatch", "ShapeDetector", "ShapeReference", "ShapeState"]
 
@@ -63,19 +63,14 @@ class ShapeReference:
     def cell(self, window_ms: int) -> int:
         return int(hour_of_week(window_ms)) * len(self.counts) // HOURS
 
-    @cached_property
-    def shrunk(self) -> Any:
-        """float64[cells, features, bins]: counts; an hour with few borrows from the week."""
-        if len(self.counts) == 1:
-            return self.counts.astype(float)
-        rows = [shrink(self.counts[:, f], self.counts[:, f].sum(1)) * np.maximum(self.counts[:, f].sum(1), MINIMUM)[:, None]
-                for f in range(len(self.features))]
-        return np.stack(rows, 1)
+    def has(self, window_ms: int) -> bool:
+        """Whether it has seen that hour of the week. Of one that it has not, nothing can be said: other days may be unlike it."""
+        return bool(self.counts[self.cell(window_ms)].any())
 
     @cached_property
     def bounds(self) -> Any:
-        """float64[cells, features, sets]: what the probability of each set is at most."""
-        hits, n = self.shrunk @ self.sets.T, self.shrunk.sum(2)[:, :, None]
+        """float64[cells, features, sets]: what the probability of each set is at most, by the cell's own events."""
+        hits, n = self.counts @ self.sets.T, np.maximum(self.counts.sum(2)[:, :, None], 1)
         return rate_bound(hits / self.cluster, n / self.cluster, self.error / hits.size)
 
 
@@ -106,7 +101,8 @@ class ShapeState:
 
 @dataclass(frozen=True)
 class ShapeDetector:
-    """``arl`` is in windows. Batches must not straddle windows; a window with fewer than 500 events joins the next one."""
+    """``arl`` is in windows. Batches must not straddle windows; a window with fewer than 500 events joins the next one, and one of an hour
+    of the week that the reference has not seen is passed over."""
 
     reference: ShapeReference
     arl: float
@@ -130,7 +126,7 @@ class ShapeDetector:
             return Verdict("shapes", "INSUFFICIENT_DATA", 0.0, self.arl, 0.0, sum(state.open[0]) if state.open else 0, state.open_ms,
                            state.open_ms, self.reference.name, None, 1 / self.arl)
         by_feature = self._sums(state.log_sums).reshape(len(self.reference.features), -1).mean(1)
-        old = self.reference.shrunk[self.reference.cell(state.last_ms)]
+        old = self.reference.counts[self.reference.cell(state.last_ms)]
         effect = max(psi(a, b) for a, b in zip(old, state.last, strict=True))
         top, total = np.argsort(-by_feature, kind="stable")[:TOP], float(by_feature.sum())
         lead = int(top[0])
@@ -141,6 +137,8 @@ class ShapeDetector:
 
     def _close(self, state: ShapeState) -> ShapeState:
         assert state.open_ms is not None
+        if not self.reference.has(state.open_ms):
+            return replace(state, open=(), open_ms=None)
         counts = np.array(state.open, np.int64)
         bounds = self.reference.bounds[self.reference.cell(state.open_ms)]
         log_e = self._log_e(np.maximum(counts, 0), bounds)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from confluent_kafka import KafkaException, Producer
 
 from feature_repo.checkpoints import Checkpoints
+from feature_repo.reference import Reference
 from feature_repo.use_cases import models
 from schemas.envelope import CE_TYPE
-from schemas.errors import LogError
+from schemas.errors import BundleError, LogError
 from schemas.evaluations import EVALUATIONS
 from schemas.monitoring import ASKS, CONTROL, RUNS, WINDOWS
 from schemas.settings import Settings
@@ -22,9 +24,11 @@ from streams.monitors.state import Said
 from streams.monitors.watch import watched
 from streams.publisher import LogEnds, next_offset
 
-__all__ = ["monitor_reader", "monitored_topics"]
+__all__ = ["monitor_reader", "monitored_topics", "when_readable"]
 
+log = logging.getLogger(__name__)
 SECOND_STAGE = (WINDOWS, RUNS, ASKS)
+RETRY_S = 10.0
 
 
 def monitored_topics(settings: Settings) -> list[str]:
@@ -38,8 +42,23 @@ def monitor_reader(topic: str, settings: Settings, stopping: threading.Event) ->
     assert settings.kafka is not None
     assert settings.redis is not None
     watches = {watch.model: watch for watch in watched(models(settings), settings.models, settings.partitions)}
+    for watch in watches.values():
+        watch.read = partial(when_readable, watch.read, stopping)
     given = watches, Checkpoints(settings.redis.get_secret_value()), Sender(settings.kafka, stopping), Records(settings.kafka), stopping
     return MonitorReader(topic, *given) if topic in SECOND_STAGE else CountReader(topic, *given)
+
+
+def when_readable(read: Callable[[str], Reference | None], stopping: threading.Event, version: str) -> Reference | None:
+    """``read`` of ``version``, again and again while it is damaged: a window that is judged without it would be judged for good, and a
+    worker that ends would take the joins with it. Raises BundleError when the worker is stopping.
+    """
+    while True:
+        try:
+            return read(version)
+        except BundleError as error:
+            log.error("monitors wait for a reference that can be read: %s (%s)", error, error.hint)
+            if stopping.wait(RETRY_S):
+                raise
 
 
 class Records:

@@ -90,7 +90,10 @@ def _rise(word: str, share: float, n: int, usual: dict[str, list[float]]) -> Ver
 
 
 def _columns(features: Any, reference: Reference) -> list[Verdict]:
-    """Columns that went missing, and columns that lie at one end of all that was seen in training: another unit, another scale."""
+    """Columns that went missing, and columns that lie at one end of all that was seen in training: another unit, another scale.
+
+    Not those whose windows were still filling then: they lie there because they have filled.
+    """
     old = np.sum(np.array(reference.counts, float), 0)
     old, new = (x / np.maximum(x.sum(1, keepdims=True), 1) for x in (old, features.astype(float)))
     n = int(features[0].sum())
@@ -98,7 +101,7 @@ def _columns(features: Any, reference: Reference) -> list[Verdict]:
     last = np.array([max(len(edges) - 2, 0) for edges in reference.edges])
     rows = np.arange(len(last))
     lowest, highest = new[:, 0], new[rows, last] + new[:, UNSEEN]
-    several = last > 0
+    several = (last > 0) & np.array([name not in reference.filling for name in reference.features])
     crowded = np.where(several & (old[:, 0] <= BEFORE), lowest, 0)
     crowded = np.maximum(crowded, np.where(several & (old[rows, last] <= BEFORE), highest, 0))
     return [_verdict(word, True, max(float(shares.max()), 0.0), limit, float(shares.max()), n, reference.name,
