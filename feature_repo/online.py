@@ -46,10 +46,11 @@ class Reading:
 
 
 class SetReader:
-    """Reads event sets. One connection, one thread; ``timeout_ms`` bounds each attempt, and a dead connection is tried once more."""
+    """Reads event sets. One connection, one thread; An attempt ends within twice ``timeout_ms``, and a dead connection
+    is tried once more."""
 
     def __init__(self, url: str, timeout_ms: int, partitions: int) -> None:
-        self._wire = Wire(url, timeout_ms)
+        self._wire = Wire(url, timeout_ms, hurried=True)
         self._partitions = partitions
 
     def read(self, wanted: Sequence[tuple[FeatureView, Sequence[str]]]) -> Reading:

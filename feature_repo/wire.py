@@ -8,6 +8,7 @@ lock pins, and every test on a real server tells when they change.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
@@ -47,9 +48,12 @@ class Wire:
         How long one socket operation may take.
     scripts
         Loaded on every new connection, so that a restarted server knows them.
+    hurried
+        An answer that comes in drops is given up: no operation is begun when ``timeout_ms`` have passed. For readers; what writes
+        may take long, and begun anew it would take as long again.
     """
 
-    def __init__(self, url: str, timeout_ms: int, scripts: Sequence[Script] = ()) -> None:
+    def __init__(self, url: str, timeout_ms: int, scripts: Sequence[Script] = (), *, hurried: bool = False) -> None:
         self._pool = redis.ConnectionPool.from_url(
             url, socket_timeout=timeout_ms / 1000, socket_connect_timeout=timeout_ms / 1000, retry=None, max_connections=2**31,
             socket_read_size=READ_BYTES)
@@ -57,6 +61,7 @@ class Wire:
         self._connection: Any = None
         self._owed = False
         self._connections = 0
+        self._hurried = hurried
         self.timeout_ms = timeout_ms
 
     @property
@@ -99,7 +104,7 @@ class Wire:
         try:
             if self._connection is None:
                 raise redis.ConnectionError("the connection was closed before it answered")
-            replies = _read(self._connection._parser, number)
+            replies = _read(self._connection._parser, number, self.timeout_ms / 1000 if self._hurried else float("inf"))
         except BaseException as error:
             self._fail(error, number)
             raise
@@ -132,9 +137,10 @@ class Wire:
         return connection
 
 
-def _read(parser: Any, number: int) -> list[Any]:
+def _read(parser: Any, number: int, seconds: float) -> list[Any]:
     """The next ``number`` replies, as bytes, int, None and lists of them. Raises redis.RedisError for an error among them, or a fault."""
     replies: list[Any] = []
+    until = time.monotonic() + seconds
     take = partial(parser._reader.gets, False)
     while True:
         fresh = list(islice(iter(take, NOT_ENOUGH_DATA), number - len(replies)))  # no step of it is Python
@@ -143,4 +149,6 @@ def _read(parser: Any, number: int) -> list[Any]:
         replies += fresh
         if len(replies) == number:
             return replies
+        if time.monotonic() > until:
+            raise redis.TimeoutError(f"{number - len(replies)} of {number} answers had not come in {seconds * 1000:.0f} ms")
         parser.read_from_socket()

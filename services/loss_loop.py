@@ -77,7 +77,7 @@ class LossLoop:
         self._govern(Tick("windows", until_ms, until_ms, matured))
         granted = None
         if decision.request and decision.episode is not None:
-            waits = labels_missing(until_ms, self._policy.age_ms, self._policy.labelled_ms, [self._began_ms])
+            waits = labels_missing(until_ms, self._policy.age_ms, self._policy.labelled_ms, self._began_ms)
             if waits:
                 self._say(until_ms, "policy", "waits", waits, {})
             else:

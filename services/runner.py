@@ -34,6 +34,7 @@ from services.leases import Lease, LeaseLost, Leases
 from services.process import run_until_stopped, say_ready
 from services.release_log import ReleaseLog
 from services.release_machine import Move, Refusal
+from streams.policy import change_began
 
 __all__ = ["Runner", "main"]
 
@@ -151,11 +152,10 @@ class Runner:
         return retrain(self._settings, spec, asked, self._plan, spark, tell)
 
     def _since_ms(self, request: RetrainRequest) -> int | None:
-        """Where the earliest of the changes that this is to cure is suspected to have begun; None where none is."""
+        """When the change that this is to cure is suspected to have begun; None where there is none."""
         wanted = set(request.detections)
-        found = [each.suspected_start_ms or each.from_ms for _, each in self._log.records(DETECTIONS, Detection)
-                 if each.detection_id in wanted and each.family != "feed"]
-        return min(found, default=None)
+        return change_began((each.family, each.suspected_start_ms or each.from_ms) for _, each in self._log.records(DETECTIONS, Detection)
+                            if each.detection_id in wanted and each.family != "feed")
 
     def _releases(self, model: str) -> list[Release]:
         releases = ReleaseLog(self._kafka)

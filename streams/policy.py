@@ -7,13 +7,13 @@ a feed is at fault nothing does. A level is left only after ``CALM`` windows in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from schemas.errors import DefinitionError
 
-__all__ = ["Decision", "History", "Level", "Signal", "Window", "decide", "labels_missing"]
+__all__ = ["Decision", "History", "Level", "Signal", "Window", "change_began", "decide", "labels_missing"]
 
 Level = Literal["OK", "WARNING", "DRIFT"]
 Family = Literal["feed", "data", "prediction", "concept", "performance"]
@@ -100,12 +100,21 @@ def decide(history: History, window: Window) -> tuple[History, Decision]:
     return _say(history, False, "no measured loss, and one family of signals only", evidence)
 
 
-def labels_missing(until_ms: int, age_ms: int, labelled_ms: int, starts_ms: Sequence[int | None]) -> str:
-    """What a request waits for: that ``labelled_ms`` since the change have come of age. Nothing where they have.
+def change_began(alarms: Iterable[tuple[str, int | None]]) -> int | None:
+    """When the change began that the (family, suspected start) of some alarms speak of; None where no start is known.
 
-    ``starts_ms``: where the evidence of each alarm begins; with none of them known it waits for nothing.
+    Where a loss is measured that loss is what is to be cured: an alarm beside it may be older, and of something else.
+
+    >>> change_began([("data", 10), ("concept", 50), ("performance", 60)]), change_began([("data", 10), ("prediction", 20)])
+    (50, 10)
     """
-    of_age_ms = until_ms - age_ms - min((start for start in starts_ms if start is not None), default=0)
+    known = [(family, start) for family, start in alarms if start is not None]
+    return min([start for family, start in known if family in HARM] or [start for _, start in known], default=None)
+
+
+def labels_missing(until_ms: int, age_ms: int, labelled_ms: int, began_ms: int | None) -> str:
+    """What a request waits for: that ``labelled_ms`` since the change have come of age. Nothing where they have, or no start is known."""
+    of_age_ms = until_ms - age_ms - (began_ms or 0)
     if of_age_ms >= labelled_ms:
         return ""
     return f"waits for labels: {max(of_age_ms, 0) / DAY_MS:.1f} of {labelled_ms / DAY_MS:g} days since it began have come of age"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import DefinitionError
-from streams import governor
+from streams import governor, policy
 from streams.detectors.losses import LossBatch, LossDetector, LossReference
 from streams.governor import DAY_MS, WEEK_MS, Ask, Beat, Claim, Event, Governor, Input, Result, Rules, Tick, govern
 from streams.policy import Decision, History, Signal, Window, decide
@@ -322,4 +322,4 @@ def test_an_unknown_input_is_refused() -> None:
 
 
 def test_examples_run() -> None:
-    assert doctest.testmod(governor) == (0, 1)
+    assert doctest.testmod(governor) == doctest.testmod(policy) == (0, 1)

@@ -37,7 +37,7 @@ from streams.monitors.instruments import Instrument, instruments
 from streams.monitors.state import MonitorState, Said, VersionState
 from streams.monitors.versions import Judged, Performance, Signed, count_features, judge_version, take_part
 from streams.monitors.watch import NO_VERSION, Watch
-from streams.policy import History, Signal, Window, decide, labels_missing
+from streams.policy import History, Signal, Window, change_began, decide, labels_missing
 
 __all__ = ["Monitor"]
 
@@ -160,8 +160,8 @@ class Monitor:
         if state.history.episode_ms != episode_ms:
             state.episode_matured = state.matured
         policy = self._watch.policy
-        starts = [each.verdict.suspected_start_ms for each in signed if each.name in decision.evidence]
-        if decision.request and (waits := labels_missing(until, policy.age_ms, policy.labelled_ms, starts)):
+        began_ms = change_began((each.family, each.verdict.suspected_start_ms) for each in signed if each.name in decision.evidence)
+        if decision.request and (waits := labels_missing(until, policy.age_ms, policy.labelled_ms, began_ms)):
             decision = replace(decision, request=False, reason=f"{decision.reason}; {waits}")
         for each in signed:
             key = f"{NO_VERSION if each.family == 'feed' else champion}|{each.name}"
