@@ -213,6 +213,28 @@ def test_days_of_the_week_that_the_reference_has_not_seen_are_not_judged(tested:
     assert state.alarms == 1, "Tuesdays that look like Sundays"
 
 
+@pytest.mark.parametrize("tested", [range(7), (0, 1, 4)])
+def test_small_windows_that_are_joined_are_held_to_the_bounds_of_all_their_days(tested: Sequence[int]) -> None:
+    """Three hundred events a day, two days a window. Negative control: against the day of the last one alone it is all drift."""
+    random, day_ms = np.random.default_rng(6), 24 * HOUR_MS
+    week = np.zeros((7, 1, 22))
+    for day in range(7):
+        week[day, 0, day] = 1.0
+    counts = np.stack([drawn(week[day], 4_000, random) * (day in tested) for day in range(7)])
+    detectors = [ShapeDetector(ShapeReference("v1", ("day",), counts), 1e3), ShapeDetector(LastDay("v1", ("day",), counts), 1e3)]
+    states = [detector.start() for detector in detectors]
+    for day in range(70):
+        batch = ShapeBatch((4 + day) * day_ms, drawn(week[day % 7], 300, random))
+        states = [detector.update(state, batch) for detector, state in zip(detectors, states, strict=True)]
+    assert states[0].windows > 10
+    assert states[0].alarms == 0 < states[1].alarms
+
+
+class LastDay(ShapeReference):
+    def bounds_between(self, first_ms: int, last_ms: int) -> Any:
+        return super().bounds_between(last_ms, last_ms)
+
+
 def random_days() -> Any:
     """float64[24, 1, 22]: shares that move with the hour."""
     tilt = np.exp(np.outer(np.sin(2 * np.pi * np.arange(24) / 24), np.linspace(-0.8, 0.8, 22)))

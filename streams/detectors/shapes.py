@@ -32,6 +32,7 @@ CAP = 2.0
 NOTHING = -1e300
 """The logarithm of an empty sum, as JSON can hold it."""
 TOP = 5
+WEEK_MS = HOURS * 3_600_000
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,15 @@ class ShapeReference:
         return rate_bound(hits / self.cluster, n / self.cluster, self.error / hits.size)
 
 
+    def bounds_between(self, first_ms: int, last_ms: int) -> Any:
+        """float64[features, sets], for events of windows that began from ``first_ms`` to ``last_ms``: however they are mixed, the largest
+        bound holds. Of cells that the reference has not seen there are none."""
+        first, cells = self.cell(first_ms), len(self.counts)
+        steps = -(-(last_ms - first_ms) * cells // WEEK_MS)
+        between = {(first + step) % cells for step in range(min(steps, cells) + 1)} | {self.cell(last_ms)}
+        return self.bounds[[cell for cell in sorted(between) if self.counts[cell].any()]].max(0)
+
+
 @dataclass(frozen=True)
 class ShapeBatch:
     """Counts int64[features, bins] of events of the window that begins at ``window_ms``; a retraction counts negatively."""
@@ -84,7 +94,8 @@ class ShapeBatch:
 
 @dataclass(frozen=True, slots=True)
 class ShapeState:
-    """``log_sums``: log of the Shiryaev-Roberts sum per feature, set and odds, flat; ``open``: counts that no closed window has yet."""
+    """``log_sums``: log of the Shiryaev-Roberts sum per feature, set and odds, flat; ``open``: counts that no closed window has yet, of
+    windows that began between ``opened_ms`` and ``open_ms``."""
 
     log_sums: tuple[float, ...] | None = None
     cusums: tuple[float, ...] = ()
@@ -97,6 +108,7 @@ class ShapeState:
     alarms: int = 0
     alarm_ms: int | None = None
     alarming: bool = False
+    opened_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,8 +129,11 @@ class ShapeDetector:
                                   hint="send windows in the order of stream time; count late events into the open one")
         if state.open_ms is not None and batch.window_ms > state.open_ms and min(map(sum, state.open)) >= MINIMUM_N:
             state = self._close(state)
+        if not self.reference.has(batch.window_ms):
+            return state
         added = np.asarray(batch.counts, np.int64) + (np.array(state.open, np.int64) if state.open else 0)
-        return replace(state, open=tuple(map(tuple, added.tolist())), open_ms=batch.window_ms)
+        opened_ms = batch.window_ms if state.opened_ms is None else state.opened_ms
+        return replace(state, open=tuple(map(tuple, added.tolist())), open_ms=batch.window_ms, opened_ms=opened_ms)
 
     def judge(self, state: ShapeState) -> Verdict:
         """Of the last closed window; its PSI is the largest of any feature."""
@@ -137,10 +152,8 @@ class ShapeDetector:
 
     def _close(self, state: ShapeState) -> ShapeState:
         assert state.open_ms is not None
-        if not self.reference.has(state.open_ms):
-            return replace(state, open=(), open_ms=None)
         counts = np.array(state.open, np.int64)
-        bounds = self.reference.bounds[self.reference.cell(state.open_ms)]
+        bounds = self.reference.bounds_between(state.open_ms if state.opened_ms is None else state.opened_ms, state.open_ms)
         log_e = self._log_e(np.maximum(counts, 0), bounds)
         before = np.full(log_e.size, NOTHING) if state.log_sums is None else np.array(state.log_sums)
         ceiling = np.log(CAP * self.arl * log_e.size)
@@ -156,8 +169,9 @@ class ShapeDetector:
             sums[:], cusums[:] = NOTHING, 0.0
         return replace(
             state, log_sums=tuple(sums.tolist()), cusums=tuple(cusums.tolist()), since_ms=tuple(since.tolist()),
-            open=(), open_ms=None, last=state.open, last_ms=state.open_ms, windows=state.windows + 1, alarms=state.alarms + crossed,
-            alarm_ms=state.open_ms if crossed else state.alarm_ms, alarming=(state.alarming or crossed) and not released)
+            open=(), open_ms=None, opened_ms=None, last=state.open, last_ms=state.open_ms, windows=state.windows + 1,
+            alarms=state.alarms + crossed, alarm_ms=state.open_ms if crossed else state.alarm_ms,
+            alarming=(state.alarming or crossed) and not released)
 
     def _log_e(self, counts: Any, bounds: Any) -> Any:
         """float64[features, sets, odds]."""
