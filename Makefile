@@ -9,7 +9,7 @@ demo: setup
 
 # Two workers, because half of a test is waiting; a file stays on one, and they are begun in the order of tests/conftest.py.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 check: setup
 	$(BIN)/ruff check .

@@ -46,8 +46,7 @@ class Reading:
 
 
 class SetReader:
-    """Reads event sets. One connection, one thread; An attempt ends within twice ``timeout_ms``, and a dead connection
-    is tried once more."""
+    """Reads event sets. One connection, one thread. An attempt ends within twice ``timeout_ms``; a dead connection is tried once more."""
 
     def __init__(self, url: str, timeout_ms: int, partitions: int) -> None:
         self._wire = Wire(url, timeout_ms, hurried=True)

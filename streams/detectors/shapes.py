@@ -74,7 +74,6 @@ class ShapeReference:
         hits, n = self.counts @ self.sets.T, np.maximum(self.counts.sum(2)[:, :, None], 1)
         return rate_bound(hits / self.cluster, n / self.cluster, self.error / hits.size)
 
-
     def bounds_between(self, first_ms: int, last_ms: int) -> Any:
         """float64[features, sets], for events of windows that began from ``first_ms`` to ``last_ms``: however they are mixed, the largest
         bound holds. Of cells that the reference has not seen there are none."""
