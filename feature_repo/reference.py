@@ -21,6 +21,8 @@ from schemas.errors import BundleError, DefinitionError
 
 __all__ = ["ERROR", "MISSED", "Reference", "build_reference", "loss_streams", "read_reference", "reference_path", "write_reference"]
 
+GROWING = {"count", "sum", "count_distinct", "count_same"}
+"""Window functions that rise as the window fills; a mean, a ratio or an extreme hardly does."""
 ERROR, MISSED = "error", "missed"
 """Streams of losses: was the alert wrong; of the true ones, was there none. ``error/<slice>`` is the first within a slice."""
 
@@ -99,14 +101,14 @@ def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any
         spec.name, version, list(spec.service.feature_names), [edge.tolist() for edge in edges], score_edges.tolist(),
         [of_cell.tolist() for of_cell in counts], [of_cell.tolist() for of_cell in score_counts], losses, float(known.mean()), n,
         max(int(times.max() - times.min()), 1) / DAY_MS, policy.age_ms, policy.window_ms, int(times.min()), int(times.max()),
-        _filling(spec, int(times.min()), history_from_ms))
+        _filling(spec, int(np.median(times)), history_from_ms))
 
 
 def _filling(spec: ModelSpec, at_ms: int, history_from_ms: int | None) -> list[str]:
     if history_from_ms is None:
         return []
-    return [feature.name for view in spec.service.views for feature in view.features
-            if at_ms - view.delay_ms - feature.window_ms < history_from_ms]
+    return [feature.name for view in spec.service.views for feature in view.features if feature.function in GROWING
+            and at_ms - view.delay_ms - feature.window_ms < history_from_ms]
 
 
 def reference_path(models: Path, model: str, version: str) -> Path:

@@ -154,8 +154,9 @@ class Runner:
     def _since_ms(self, request: RetrainRequest) -> int | None:
         """When the change that this is to cure is suspected to have begun; None where there is none."""
         wanted = set(request.detections)
-        return change_began((each.family, each.suspected_start_ms or each.from_ms) for _, each in self._log.records(DETECTIONS, Detection)
-                            if each.detection_id in wanted and each.family != "feed")
+        found = [each for _, each in self._log.records(DETECTIONS, Detection) if each.detection_id in wanted and each.family != "feed"]
+        began_ms = change_began((each.family, each.suspected_start_ms) for each in found)
+        return began_ms if began_ms is not None else min((each.from_ms for each in found), default=None)
 
     def _releases(self, model: str) -> list[Release]:
         releases = ReleaseLog(self._kafka)

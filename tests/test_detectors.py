@@ -213,6 +213,38 @@ def test_days_of_the_week_that_the_reference_has_not_seen_are_not_judged(tested:
     assert state.alarms == 1, "Tuesdays that look like Sundays"
 
 
+def test_an_alarm_ends_although_some_sets_tell_nothing_and_thin_days_clear_none() -> None:
+    """Bins that nobody uses are in sets that may be everything: their sums once rose by one a window, and held every alarm. And against
+    the bounds of a Sunday of which three events are known a change looked like none, and was an alarm again on Monday."""
+    random, day_ms = np.random.default_rng(12), 24 * HOUR_MS
+    well, ill = (np.zeros((3, 22)) for _ in range(2))
+    well[:, :2], ill[:, :2] = (0.7, 0.3), (0.3, 0.7)
+    counts = np.stack([drawn(well, 3 if day == 6 else 4_000, random) for day in range(7)])
+    detector, seen = ShapeDetector(ShapeReference("v1", ("a", "b", "c"), counts), 450), []
+    state = detector.start()
+    for day in range(220):
+        shares = ill if 120 <= day < 160 else well
+        state = detector.update(state, ShapeBatch((4 + day) * day_ms, drawn(shares, 1_000, random)))
+        seen.append(state.alarming)
+    assert state.alarms == 1
+    assert all(seen[123:160])
+    assert not any(seen[170:])
+
+
+def test_a_change_in_joined_windows_began_with_the_first_of_them() -> None:
+    random, day_ms = np.random.default_rng(13), 24 * HOUR_MS
+    well, ill = (np.zeros((1, 22)) for _ in range(2))
+    well[0, 0] = ill[0, 1] = 1.0
+    detector = ShapeDetector(ShapeReference("v1", ("a",), drawn(well, 9_000, random)[None]), 1e3)
+    state = detector.start()
+    for day in range(40):
+        state = detector.update(state, ShapeBatch(day * day_ms, drawn(ill if day >= 18 else well, 60, random)))
+    since_ms = detector.judge(state).suspected_start_ms
+    assert since_ms == 18 * day_ms, "nine days of sixty events are one window"
+    with pytest.raises(DefinitionError, match="came after"):
+        detector.update(state, ShapeBatch(state.last_ms or 0, drawn(well, 1, random)))
+
+
 @pytest.mark.parametrize("tested", [range(7), (0, 1, 4)])
 def test_small_windows_that_are_joined_are_held_to_the_bounds_of_all_their_days(tested: Sequence[int]) -> None:
     """Three hundred events a day, two days a window. Negative control: against the day of the last one alone it is all drift."""
@@ -282,7 +314,7 @@ def test_windows_merge_until_they_are_large_enough_and_retractions_subtract() ->
     cut: ShapeState = one
     for batch in (ShapeBatch(1, rest), ShapeBatch(1, late), ShapeBatch(1, -late), ShapeBatch(2, part)):
         cut = detector.update(cut, batch)
-    whole = detector.update(detector.update(detector.start(), ShapeBatch(1, part + rest)), ShapeBatch(2, part))
+    whole = detector.update(detector.update(one, ShapeBatch(1, rest)), ShapeBatch(2, part))
     assert cut == whole
     assert cut.windows == 1
     assert msgspec.json.decode(msgspec.json.encode(cut), type=ShapeState) == cut

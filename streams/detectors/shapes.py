@@ -39,7 +39,7 @@ WEEK_MS = HOURS * 3_600_000
 class ShapeReference:
     """Counts of the training Delta version: int64[cells, features, bins], cells of equal length from Monday 00:00 UTC (7: days).
 
-    ``cluster``: how many events count as one because they come together (as in ``losses``).
+    ``cluster``: how many events count as one because they come together (as in ``losses``). A window is to be no longer than a cell.
     """
 
     name: str
@@ -65,8 +65,15 @@ class ShapeReference:
         return int(hour_of_week(window_ms)) * len(self.counts) // HOURS
 
     def has(self, window_ms: int) -> bool:
-        """Whether it has seen that hour of the week. Of one that it has not, nothing can be said: other days may be unlike it."""
-        return bool(self.counts[self.cell(window_ms)].any())
+        """Whether it has seen enough of that hour of the week: other hours may be unlike it."""
+        return bool(self.seen[self.cell(window_ms)])
+
+    @cached_property
+    def seen(self) -> Any:
+        """bool[cells]: those with 500 events, for against looser bounds a change that other days tell looks like none. Where no cell has so
+        many, those that have any."""
+        n = self.counts.sum(2).min(1)
+        return n >= MINIMUM_N if (n >= MINIMUM_N).any() else n > 0
 
     @cached_property
     def bounds(self) -> Any:
@@ -80,12 +87,14 @@ class ShapeReference:
         first, cells = self.cell(first_ms), len(self.counts)
         steps = -(-(last_ms - first_ms) * cells // WEEK_MS)
         between = {(first + step) % cells for step in range(min(steps, cells) + 1)} | {self.cell(last_ms)}
-        return self.bounds[[cell for cell in sorted(between) if self.counts[cell].any()]].max(0)
+        held = [cell for cell in sorted(between) if self.seen[cell]]
+        return self.bounds[held].max(0) if held else np.ones_like(self.bounds[0])
 
 
 @dataclass(frozen=True)
 class ShapeBatch:
-    """Counts int64[features, bins] of events of the window that begins at ``window_ms``; a retraction counts negatively."""
+    """Counts int64[features, bins] of events of the window that begins at ``window_ms``. A retraction counts negatively, in the window of
+    its event: in a later one it would be taken for a change."""
 
     window_ms: int
     counts: Any
@@ -113,7 +122,7 @@ class ShapeState:
 @dataclass(frozen=True)
 class ShapeDetector:
     """``arl`` is in windows. Batches must not straddle windows; a window with fewer than 500 events joins the next one, and one of an hour
-    of the week that the reference has not seen is passed over."""
+    of the week of which the reference has no 500 is passed over."""
 
     reference: ShapeReference
     arl: float
@@ -123,15 +132,16 @@ class ShapeDetector:
 
     def update(self, state: ShapeState, batch: ShapeBatch) -> ShapeState:
         """Counts merge, in any order within a window; a batch of a later window closes the one before."""
-        if state.open_ms is not None and batch.window_ms < state.open_ms:
-            raise DefinitionError(f"a batch of window {batch.window_ms} ms came after window {state.open_ms} ms",
+        newest_ms = state.open_ms if state.open_ms is not None else state.last_ms
+        if newest_ms is not None and (batch.window_ms < newest_ms or batch.window_ms == state.last_ms):
+            raise DefinitionError(f"a batch of window {batch.window_ms} ms came after window {newest_ms} ms",
                                   hint="send windows in the order of stream time; count late events into the open one")
         if state.open_ms is not None and batch.window_ms > state.open_ms and min(map(sum, state.open)) >= MINIMUM_N:
             state = self._close(state)
         if not self.reference.has(batch.window_ms):
             return state
         added = np.asarray(batch.counts, np.int64) + (np.array(state.open, np.int64) if state.open else 0)
-        opened_ms = batch.window_ms if state.opened_ms is None else state.opened_ms
+        opened_ms = state.opened_ms if state.opened_ms is not None and any(map(any, state.open)) else batch.window_ms
         return replace(state, open=tuple(map(tuple, added.tolist())), open_ms=batch.window_ms, opened_ms=opened_ms)
 
     def judge(self, state: ShapeState) -> Verdict:
@@ -141,7 +151,7 @@ class ShapeDetector:
                            state.open_ms, self.reference.name, None, 1 / self.arl)
         by_feature = self._sums(state.log_sums).reshape(len(self.reference.features), -1).mean(1)
         old = self.reference.counts[self.reference.cell(state.last_ms)]
-        effect = max(psi(a, b) for a, b in zip(old, state.last, strict=True))
+        effect = max(psi(a, np.maximum(b, 0)) for a, b in zip(old, state.last, strict=True))
         top, total = np.argsort(-by_feature, kind="stable")[:TOP], float(by_feature.sum())
         lead = int(top[0])
         return Verdict(
@@ -152,14 +162,16 @@ class ShapeDetector:
     def _close(self, state: ShapeState) -> ShapeState:
         assert state.open_ms is not None
         counts = np.array(state.open, np.int64)
-        bounds = self.reference.bounds_between(state.open_ms if state.opened_ms is None else state.opened_ms, state.open_ms)
+        opened_ms = state.open_ms if state.opened_ms is None else state.opened_ms
+        bounds = self.reference.bounds_between(opened_ms, state.open_ms)
         log_e = self._log_e(np.maximum(counts, 0), bounds)
         before = np.full(log_e.size, NOTHING) if state.log_sums is None else np.array(state.log_sums)
         ceiling = np.log(CAP * self.arl * log_e.size)
-        sums = np.minimum(np.logaddexp(0.0, before) + log_e.ravel(), ceiling)
+        known = np.broadcast_to((bounds < 1)[:, :, None], log_e.shape).ravel()  # a set that may be everything tells nothing, for ever
+        sums = np.where(known, np.minimum(np.logaddexp(0.0, before) + log_e.ravel(), ceiling), before)
         per_feature = np.logaddexp.reduce(log_e.reshape(len(counts), -1), 1) - np.log(log_e[0].size)
         cusums = np.array(state.cusums) if state.cusums else np.zeros(len(counts))
-        since = np.where(cusums > 0, np.array(state.since_ms or (0,) * len(counts)), state.open_ms)
+        since = np.where(cusums > 0, np.array(state.since_ms or (0,) * len(counts)), opened_ms)
         cusums = np.maximum(cusums + per_feature, 0)
         mean = float(self._sums(sums).mean())
         crossed = mean >= self.arl and not state.alarming
