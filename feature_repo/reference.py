@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from feature_repo.bins import count_columns, quantile_edges
+from feature_repo.bins import MINIMUM_N, count_columns, quantile_edges
 from feature_repo.manifest import write_synced
 from feature_repo.models import DriftPolicy, ModelSpec
 from feature_repo.views import DAY_MS
@@ -64,7 +64,7 @@ def loss_streams(policy: DriftPolicy, event_time: int, alert: bool, label: bool)
 
 
 def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any, threshold: float, labels: Any, event_time: Any,
-                    predicted_ms: Any, history_from_ms: int | None = None) -> Reference:
+                    predicted_ms: Any, history_from_ms: int | None = None, others: tuple[Any, Any, Any] | None = None) -> Reference:
     """The reference of ``version`` from a stretch of its own predictions that it was not trained on.
 
     Parameters
@@ -75,6 +75,9 @@ def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any
         float64[n], 0 or 1 as known when the prediction was the policy's ``age_ms`` old, NaN where nothing was known.
     event_time, predicted_ms
         int64[n], UTC ms; the second is when the event arrived.
+    others
+        ``features``, ``scores`` and ``predicted_ms`` of further predictions, without labels: they stand for hours of the week that are
+        thin without them.
     history_from_ms
         When the oldest event that features were computed from arrived; None: nobody knows, all windows count as full.
 
@@ -87,10 +90,13 @@ def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any
         raise DefinitionError(f"a reference from a matrix {matrix.shape} and {n} scores", hint="one row a prediction, one column a feature")
     times, scores, labels = np.asarray(predicted_ms, np.int64), np.asarray(scores, float), np.asarray(labels, float)
     edges, score_edges = [quantile_edges(column) for column in matrix.T], quantile_edges(scores)
-    of_week = (times // policy.window_ms * policy.window_ms + 3 * DAY_MS) % (7 * DAY_MS)  # 1970 began on a Thursday
-    cells = of_week * policy.week_windows // (7 * DAY_MS)
-    counts = [count_columns(matrix[cells == cell], edges) for cell in range(policy.week_windows)]
-    score_counts = [count_columns(scores[cells == cell, None], [score_edges])[0] for cell in range(policy.week_windows)]
+    sources = [(matrix, scores, _cells(policy, times)), *([(*others[:2], _cells(policy, others[2]))] if others is not None else [])]
+    shapes = []
+    for cell in range(policy.week_windows):
+        rows = [(x[cells == cell], score[cells == cell]) for x, score, cells in sources]
+        shapes.append(rows[0] if len(rows[0][0]) >= MINIMUM_N else max(rows, key=lambda each: len(each[0])))
+    counts = [count_columns(x, edges) for x, _ in shapes]
+    score_counts = [count_columns(score[:, None], [score_edges])[0] for _, score in shapes]
     losses: dict[str, tuple[float, int]] = {}
     known = ~np.isnan(labels)
     for at, score, label in zip(np.asarray(event_time)[known].tolist(), scores[known].tolist(), labels[known].tolist(), strict=True):
@@ -102,6 +108,12 @@ def build_reference(spec: ModelSpec, version: str, *, features: Any, scores: Any
         [of_cell.tolist() for of_cell in counts], [of_cell.tolist() for of_cell in score_counts], losses, float(known.mean()), n,
         max(int(times.max() - times.min()), 1) / DAY_MS, policy.age_ms, policy.window_ms, int(times.min()), int(times.max()),
         _filling(spec, int(np.median(times)), history_from_ms))
+
+
+def _cells(policy: DriftPolicy, times_ms: Any) -> Any:
+    """int64[n]: which of the week's windows each time lies in."""
+    of_week = (times_ms // policy.window_ms * policy.window_ms + 3 * DAY_MS) % (7 * DAY_MS)  # 1970 began on a Thursday
+    return of_week * policy.week_windows // (7 * DAY_MS)
 
 
 def _filling(spec: ModelSpec, at_ms: int, history_from_ms: int | None) -> list[str]:

@@ -31,6 +31,7 @@ from jobs.gates import Evidence, GateRules
 from jobs.groups import Judged, slices
 from jobs.lineage import lineage
 from jobs.parity import parity
+from jobs.recent import recent
 from jobs.registry import find_registered, register
 from jobs.train import TrainResult, labelled, train
 from jobs.training_rows import EPOCH, Period, Rows, open_training_set, read_rows
@@ -167,8 +168,9 @@ class _Run:
     def _train(self) -> TrainResult:
         assert self._built is not None
         data = {**self._built.manifest, "retrain_id": self._asked.retrain_id, "known_ms": self._asked.at_ms}
+        since = recent(self._settings, self._spec, self.test_period.end_ms, self._asked.at_ms) if self._spec.drift is not None else None
         return train(self._built.path, self._spec, self.train_period, self.test_period, self._settings, data=data, spark=self._spark,
-                     known_ms=self._asked.at_ms)
+                     known_ms=self._asked.at_ms, recent=since)
 
     def _quality(self) -> Evidence:
         assert self._judged is not None

@@ -66,7 +66,8 @@ class TrainResult:
 
 
 def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Period, settings: Settings, *,
-          data: dict[str, Any] | None = None, spark: SparkSession | None = None, known_ms: int | None = None) -> TrainResult:
+          data: dict[str, Any] | None = None, spark: SparkSession | None = None, known_ms: int | None = None,
+          recent: tuple[Any, Any] | None = None) -> TrainResult:
     """Fit ``spec`` on ``train_period``, measure it and its baselines on the same rows of ``test_period``.
 
     Parameters
@@ -79,17 +80,19 @@ def train(source: Any, spec: ModelSpec, train_period: Period, test_period: Perio
         The session to use if there are more than ``LOCAL_ROWS`` rows to fit; without it one is made for them.
     known_ms
         The time of a retrain. All labels of both periods were known by then, and no gap is asked for.
+    recent
+        (predicted_ms int64[m], features float64[m, F]) of predictions since, for days of the week that the test period lacks.
 
     Raises FindingError: labels not mature, only one class. Raises JobError: periods too close, ONNX that differs from XGBoost.
     """
     with lineage(settings, "train") as run:
         if isinstance(source, str | Path):
             run.reads_table(str(source))
-        return _train(source, spec, train_period, test_period, settings, data, spark, known_ms)
+        return _train(source, spec, train_period, test_period, settings, data, spark, known_ms, recent)
 
 
 def _train(source: Any, spec: ModelSpec, train_period: Period, test_period: Period, settings: Settings, data: dict[str, Any] | None,
-           spark: SparkSession | None, known_ms: int | None) -> TrainResult:
+           spark: SparkSession | None, known_ms: int | None, recent: tuple[Any, Any] | None) -> TrainResult:
     if known_ms is None:
         check_gap(train_period, test_period, spec.label_delay_ms)
     else:
@@ -139,17 +142,21 @@ def _train(source: Any, spec: ModelSpec, train_period: Period, test_period: Peri
         data={**training_set.origin, **(data or {}), "train_rows": train_rows, "train_positives": train_positives,
               "fitted_by": "spark" if large else "local"},
     )
-    return TrainResult(spec, manifest, onnx, golden_rows(spec, test, on_test, score), judged, scores["model"],
-                       reference_of(spec, test, on_test, threshold, training_set.origin.get("history_from_ms")))
+    others = None if recent is None else (recent[1], score(recent[1]), recent[0])
+    reference = reference_of(spec, test, on_test, threshold, training_set.origin.get("history_from_ms"), others)
+    return TrainResult(spec, manifest, onnx, golden_rows(spec, test, on_test, score), judged, scores["model"], reference)
 
 
 def reference_of(spec: ModelSpec, test: Rows, scores: np.ndarray[Any, Any], threshold: float,
-                 history_from_ms: int | None) -> Reference | None:
-    """Test rows stand for what was served: they were not trained on, and come as they do in service. Their labels are all mature."""
+                 history_from_ms: int | None, others: tuple[Any, Any, Any] | None) -> Reference | None:
+    """Test rows stand for what was served: they were not trained on, and come as they do in service. Their labels are all mature.
+
+    ``others`` were served, and are newer.
+    """
     if spec.drift is None:
         return None
     return build_reference(spec, "", features=test.x, scores=scores, threshold=threshold, labels=test.label, event_time=test.event_time,
-                           predicted_ms=test.event_time, history_from_ms=history_from_ms)
+                           predicted_ms=test.event_time, history_from_ms=history_from_ms, others=others)
 
 
 def labelled(rows: Rows, what: str, period: Period) -> Rows:
