@@ -66,11 +66,13 @@ class Arrived:
 
 @dataclass(frozen=True)
 class ArchiveTable:
-    """One version of the archive; ``dataset`` is Arrow's view of its files and of what their statistics guarantee."""
+    """One version of the archive; ``dataset`` is Arrow's view of its files and of what their statistics guarantee. ``oldest``: topic ->
+    when its first record arrived."""
 
     version: int
     newest_ms: int
     dataset: Any
+    oldest: dict[str, int]
 
     def row_groups(self, topic: str, arrived_from_ms: int = 0, arrived_until_ms: int = FOR_EVER) -> list[Any]:
         """The row groups that can hold records of ``topic`` with arrived_from_ms <= arrival <= arrived_until_ms, by their statistics."""
@@ -83,13 +85,8 @@ class ArchiveTable:
         return sum(group.count_rows() for group in self.row_groups(topic, arrived_from_ms, arrived_until_ms))
 
     def oldest_ms(self, topics: Sequence[str]) -> int | None:
-        """When the first record of ``topics`` arrived."""
-        import pyarrow.compute as pc
-
-        within = pc.field("topic").isin(topics)
-        found = [pc.min(batch["arrival_ms"]).as_py() for batch in self.dataset.to_batches(columns=["arrival_ms"], filter=within)
-                 if batch.num_rows]
-        return min(found, default=None)
+        """When the first record of ``topics`` arrived, by the statistics of their files; None where there is none."""
+        return min((self.oldest[topic] for topic in topics if topic in self.oldest), default=None)
 
     def batches(self, topic: str, arrived_from_ms: int, arrived_until_ms: int, decode: Callable[[pa.RecordBatch], Any]) -> list[Any]:
         """``decode`` of each batch with COLUMNS, in the table's order, by as many threads as there are cores."""
@@ -127,11 +124,20 @@ def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable
         table = DeltaTable(path, version=complete_version(settings) if version is None else version)
         files = pa.table(table.get_add_actions(flatten=True))
         newest = pc.max(files["max.arrival_ms"]).as_py() if "max.arrival_ms" in files.column_names else None
-        return ArchiveTable(table.version(), newest or 0, table.to_pyarrow_dataset())
+        return ArchiveTable(table.version(), newest or 0, table.to_pyarrow_dataset(), _oldest(files))
     except TableNotFoundError as error:
         raise JobError(f"there is no archive in {path}", hint="headrace archive") from error
     except DeltaError as error:
         raise JobError(f"the archive in {path} cannot be read in process: {error}", hint="--engine spark") from error
+
+
+def _oldest(files: pa.Table) -> dict[str, int]:
+    wanted = ["partition.topic", "min.arrival_ms"]
+    if not set(wanted) <= set(files.column_names):
+        return {}
+    first = files.select(wanted).group_by("partition.topic").aggregate([("min.arrival_ms", "min")])
+    told = zip(first["partition.topic"].to_pylist(), first["min.arrival_ms_min"].to_pylist(), strict=True)
+    return {topic: ms for topic, ms in told if ms is not None}
 
 
 def control_records(settings: Settings, topics: Sequence[str], found: dict[tuple[str, int], bytes]) -> int | None:

@@ -130,7 +130,7 @@ class _Asked:
         version = bronze_version(spark, self.settings) if self.version is None else self.version
         archive = bronze(spark, self.settings, version)
         as_of_ms = archive.agg({"arrival_ms": "max"}).collect()[0][0] if self.as_of_ms is None else self.as_of_ms
-        oldest_ms = archive.where(F.col("topic").isin(_sources(self.spec.service))).agg({"arrival_ms": "min"}).collect()[0][0]
+        oldest_ms = open_archive(self.settings, version).oldest_ms(_sources(self.spec.service))
         source = _Source(archive.where(F.col("arrival_ms") <= as_of_ms), self.spec, self.start_ms, self.end_ms, as_of_ms)
         counted, rows = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
         digests, low, high = Observation(), F.col(DIGEST).bitwiseAND(LOW), F.shiftrightunsigned(DIGEST, 32)  # the sum of longs could wrap

@@ -65,6 +65,7 @@ def test_both_engines_give_the_same_rows(spark: Any, homes: dict[int, Settings],
     rows = table(by_spark.path)
     in_process = build_training_set(homes[seed], FRAUD, *period, None, as_of_ms, engine="process")
     assert in_process.path == by_spark.path
+    assert START - DAY_MS < by_spark.manifest["history_from_ms"] < START + 2 * DAY_MS
     assert rows.num_rows > 5
     assert table(in_process.path).equals(rows)
     told = {"engine", "seconds"}
