@@ -34,6 +34,10 @@ class Ledger:
         self._producer = Producer({"bootstrap.servers": self.bootstrap, "acks": "all", "enable.idempotence": True, "log_level": 0,
                                    "topic.metadata.refresh.interval.ms": 200})
 
+    def partitions(self, topic: str) -> int:
+        """As many as whoever publishes here knows of, asked anew."""
+        return len(self._producer.list_topics(topic, timeout=10).topics[topic].partitions)
+
     def publish(self, topic: str, values: list[bytes], partition: int = -1) -> list[Place]:
         places: list[Place] = []
 

@@ -201,8 +201,9 @@ def test_partitions_that_are_added_while_the_archive_runs_are_read_from_their_be
         admin = AdminClient({"bootstrap.servers": kafka})
         for made in admin.create_partitions([NewPartitions(topic, before + 2) for topic in TOPICS]).values():
             made.result(30)
+        for topic in TOPICS:
+            eventually(lambda topic=topic: ledger.partitions(topic) == before + 2)  # type: ignore[misc]
         for partition in range(before + 2):
-            eventually(lambda: len(end_offsets(kafka, TRANSACTIONS)) == before + 2)
             for topic in TOPICS:
                 ledger.publish(topic, [os.urandom(20) for _ in range(5)], partition)
         ends = {topic: {str(p): high for p, (_, high) in end_offsets(kafka, topic).items()} for topic in TOPICS}
