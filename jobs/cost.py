@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from feature_repo.archive_table import ArchiveTable, open_archive
@@ -20,6 +19,7 @@ from feature_repo.bundle import Model
 from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS, HOUR_MS
 from jobs.gates import Evidence, GateRules
+from jobs.recent import served
 from schemas.settings import Settings
 
 __all__ = ["bundle_bytes", "cost", "median_bounds", "recorded", "time_ratios"]
@@ -28,14 +28,6 @@ REQUESTS = 500
 REPEATS = 25
 REACHES = (HOUR_MS, DAY_MS, 7 * DAY_MS, None)
 Array = np.ndarray[Any, Any]
-
-
-class _Vector(msgspec.Struct, frozen=True):
-    service_hash: str
-    features: list[float | None]
-
-
-DECODE = msgspec.json.Decoder(_Vector).decode
 
 
 def recorded(settings: Settings, spec: ModelSpec, most: int = REQUESTS) -> Array:
@@ -55,18 +47,10 @@ def _since(archive: ArchiveTable, spec: ModelSpec, from_ms: int, most: int) -> l
 
     def decode(batch: Any) -> list[list[float | None]]:
         newest = np.argsort(-batch["arrival_ms"].to_numpy(), kind="stable")[:most]
-        vectors = [_decoded(batch["value"][int(row)].as_py()) for row in newest]
-        return [vector.features for vector in vectors if vector is not None
-                and vector.service_hash == service.definition_hash and len(vector.features) == len(service.feature_names)]
+        values = (batch["value"][int(row)].as_py() for row in newest)
+        return [one.features for value in values if (one := served(value, service)) is not None]
 
     return [vector for part in archive.batches(service.predictions, from_ms, archive.newest_ms, decode) for vector in part]
-
-
-def _decoded(value: bytes | None) -> _Vector | None:
-    try:
-        return DECODE(value or b"")
-    except msgspec.MsgspecError:  # whoever wrote it, it was not scored here
-        return None
 
 
 def bundle_bytes(folder: Path) -> int:

@@ -10,17 +10,18 @@ from xxhash import xxh3_64_intdigest
 
 from feature_repo.archive_table import control_records, open_archive
 from feature_repo.models import ModelSpec
+from feature_repo.views import FeatureService
 from schemas.monitoring import DECISIONS, RetrainDecision
 from schemas.settings import Settings
 
-__all__ = ["recent"]
+__all__ = ["Served", "recent", "served"]
 
 MOST = 200_000
 """Of a week of predictions a sample: cells of a reference want some thousands of rows."""
 ALL = 1 << 64
 
 
-class _Served(msgspec.Struct, frozen=True):
+class Served(msgspec.Struct, frozen=True):
     prediction_id: str
     arrival_ms: int
     service_hash: str
@@ -28,7 +29,7 @@ class _Served(msgspec.Struct, frozen=True):
     features: list[float | None]
 
 
-DECODE = msgspec.json.Decoder(_Served).decode
+DECODE = msgspec.json.Decoder(Served).decode
 
 
 def recent(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int, most: int = MOST) -> tuple[Any, Any]:
@@ -45,10 +46,9 @@ def recent(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int, mos
     there = archive.count(service.predictions, from_ms, until_ms)
     share, spoiled = min(ALL, ALL * most // max(there, 1)), _spoiled(settings, spec)
 
-    def decode(batch: Any) -> list[_Served]:
-        found = [one for value in batch["value"].to_pylist() if (one := _decoded(value)) is not None]
-        return [one for one in found if one.service_hash == service.definition_hash and not one.degraded
-                and len(one.features) == len(service.feature_names) and from_ms <= one.arrival_ms < until_ms
+    def decode(batch: Any) -> list[Served]:
+        found = [one for value in batch["value"].to_pylist() if (one := served(value, service)) is not None]
+        return [one for one in found if not one.degraded and from_ms <= one.arrival_ms < until_ms
                 and xxh3_64_intdigest(one.prediction_id.encode()) < share
                 and not any(first <= one.arrival_ms < last for first, last in spoiled)]
 
@@ -67,8 +67,10 @@ def _spoiled(settings: Settings, spec: ModelSpec) -> list[tuple[int, int]]:
             if each.model == spec.name and each.by == "policy" and each.reason.startswith("pipeline")]
 
 
-def _decoded(value: bytes | None) -> _Served | None:
+def served(value: bytes | None, service: FeatureService) -> Served | None:
+    """The prediction; None where it is none, or was made with other features than those of ``service``."""
     try:
-        return DECODE(value or b"")
+        one = DECODE(value or b"")
     except msgspec.MsgspecError:  # whoever wrote it, it was not scored here
         return None
+    return one if one.service_hash == service.definition_hash and len(one.features) == len(service.feature_names) else None
