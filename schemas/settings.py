@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     api_deadline_ms: int = Field(250, ge=5, le=60_000, description="after how long a request to score must be answered; what would take "
                                  "longer is refused at once")
     api_batch: int = Field(64, ge=1, le=1000, description="how many concurrent requests the HTTP API scores together at most")
+    api_busy_poll_ms: int = Field(0, ge=0, le=100, description="while requests to score come closer together than so many ms, the HTTP API "
+                                  "does not sleep between them, for an API that has a core of its own; 0: it always sleeps")
     api_spool_mb: int = Field(64, ge=1, description="predictions that may wait for Kafka, in memory and on disk; beyond it requests are "
                               "refused")
     ready_file: Path | None = Field(None, description="a process writes its pid here once it works; set by the supervisor")

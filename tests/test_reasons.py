@@ -205,7 +205,7 @@ def test_a_score_is_not_lost_where_explaining_hangs_or_breaks(tmp_path: Path) ->
     nothing: Any = None
 
     async def ask(explainers: Explainers, executor: ThreadPoolExecutor) -> Explanation:
-        routes = ScoreRoutes({"fraud": lane}, nothing, nothing, explainers, executor)
+        routes = ScoreRoutes({"fraud": lane}, nothing, nothing, explainers, executor, nothing)
         told: Any = SimpleNamespace(model="fraud", model_version="1", service_hash=SERVICE.definition_hash, score=0.5)
         return await routes._explained(lane, Scored(b"c", "p", value), told, time.monotonic() + 60)
 

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from feature_repo.use_cases import models
 from schemas.errors import HeadraceError, RefusedError, SettingsError
 from schemas.settings import Settings
+from services.api.busy_poll import BusyPoll
 from services.api.edge import Edge
 from services.api.health import health_routes
 from services.api.ingest import Ingest, ingest_routes
@@ -90,7 +91,8 @@ class Application:
             lanes = {spec.name: Lane(settings, spec.name, predictions, self._metrics, executor, explainers) for spec in models(settings)}
             for lane in lanes.values():
                 await lane.start()
-            routes = ScoreRoutes(lanes, predictions, self._metrics, explainers, executor)
+            busy_poll = BusyPoll(settings.api_busy_poll_ms / 1000)
+            routes = ScoreRoutes(lanes, predictions, self._metrics, explainers, executor, busy_poll)
             ingest = Ingest(self._kafka, settings)
             lookups = Lookups(settings, self._kafka, lanes, executor)
             self._serving = Serving(lanes, predictions, self._metrics, routes, ingest, lookups, lambda: self.app)

@@ -16,6 +16,7 @@ from xxhash import xxh3_64_hexdigest
 
 from schemas.contracts import refusal
 from schemas.errors import ContractError, DefinitionError, RefusedError
+from services.api.busy_poll import BusyPoll
 from services.api.lanes import Lane
 from services.api.metrics import Metrics
 from services.api.prediction_log import PredictionLog
@@ -103,14 +104,15 @@ class ScoreRoutes:
     """``lanes`` by model, the default one first."""
 
     def __init__(self, lanes: Mapping[str, Lane], predictions: PredictionLog, metrics: Metrics, explainers: Explainers,
-                 executor: Executor) -> None:
+                 executor: Executor, busy_poll: BusyPoll) -> None:
         self._lanes, self._log, self._metrics = lanes, predictions, metrics
-        self._explainers, self._executor = explainers, executor
+        self._explainers, self._executor, self._busy_poll = explainers, executor, busy_poll
         self._default = next(iter(lanes.values()))
         self._batches = {name: msgspec.json.Decoder(_batch_of(lane.contract.record)) for name, lane in lanes.items()}
         self._loop = asyncio.get_running_loop()
 
     async def score(self, query: bytes, body: bytes, deadline: float) -> Reply:
+        self._busy_poll.heard(time.monotonic())
         lane, explain = self._asked(query)
         scored = await lane.score(self._arrived(lane, body), deadline)
         answer = self._answer(scored)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
@@ -25,6 +25,7 @@ from services.paced import in_order_of_arrival
 from services.publisher import Publisher
 from services.runtime.embedded import Runtime
 from services.runtime.ports import reserve
+from services.runtime.processes import own_processes
 from services.timeline import Timeline
 from services.world import World
 from tests.bench.feast_stock import ENTITIES, filled_store
@@ -39,6 +40,7 @@ __all__ = ["measure"]
 
 RATE = 1_000
 CONNECTIONS, CLOSED = 16, 64
+BUSY_POLL_MS = 3
 DAYS_BEFORE = 3
 CARDS = 10_000
 BODIES = 5_000
@@ -48,7 +50,7 @@ def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> 
     """Three days of a world are applied first, so that every card has a history; then events of the fourth are asked about."""
     world = World(seed=9, cards=CARDS, terminals=CARDS // 3, start_ms=START_MS)
     fitted = promote_noise(settings.models)
-    with Runtime(settings, ("worker", "api"), tell) as runtime:
+    with Runtime(settings, ("worker",), tell) as runtime:
         tell(f"applying {DAYS_BEFORE} days of {CARDS:,} cards")
         topics = [emission.topic for emission in USE_CASE.emissions]
         publisher, timeline = Publisher(runtime.kafka, topics), Timeline(map(event_rows, world.days(DAYS_BEFORE)), USE_CASE.emissions)
@@ -56,28 +58,29 @@ def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> 
         publisher.flush()
         _applied(runtime)
         runtime.hold("worker-1")
-        key = (settings.api / "admin.key").read_text().strip()
-        port, headers = urlsplit(runtime.api).port or 0, {"authorization": f"Bearer {key}"}
-        pid, engines, events = runtime.pid("api"), [runtime.pid("kafka") or 0, runtime.pid("redis") or 0], _events(world)
-        assert pid
-        with _apart(pid, engines):
-            tell(f"scores: flat out, which also warms up the broker, then {RATE:,}/s")
+        engines, events = [runtime.pid("kafka") or 0, runtime.pid("redis") or 0], _events(world)
+        tell(f"scores at {RATE:,}/s by an API that sleeps between requests, which also warms up the broker")
+        with _api(settings, runtime, 0) as (pid, port, headers), _apart(pid, engines):
+            asleep = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds, CONNECTIONS, RATE, warm_s=2.0))
+        with _api(settings, runtime, BUSY_POLL_MS) as (pid, port, headers), _apart(pid, engines):
+            tell(f"by one that stays awake: flat out, then {RATE:,}/s")
             before = _cpu_s(pid)
             flat = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds / 2, CLOSED, warm_s=0.0))
             cpu_us = (_cpu_s(pid) - before) / flat.requests * 1e6
             paced = run_load(Job("127.0.0.1", port, "/v1/score", headers, events, seconds, CONNECTIONS, RATE, warm_s=2.0))
-        runtime.hold("api")
         tell(f"the same load, {RATE:,}/s, on what answers at once")
         port = reserve(settings.home, ("echo",))["echo"]
         with server("echo", port, settings.home, runtime.redis) as pid, _apart(pid, engines):
             echo = run_load(Job("127.0.0.1", port, PATHS["echo"], headers, events, seconds / 2, CONNECTIONS, RATE))
         beside = {name: _baseline(name, settings, runtime.redis, seconds / 2, tell, fitted) for name in ("feast", "mlflow")}
-    assert {*paced.statuses, *flat.statuses, *echo.statuses} == {"200"}, "a figure of refusals is none"
-    detail = {"paced": asdict(paced), "closed": asdict(flat), "echo": asdict(echo), **{name: asdict(seen) for name, seen in beside.items()}}
+    assert {*paced.statuses, *asleep.statuses, *flat.statuses, *echo.statuses} == {"200"}, "a figure of refusals is none"
+    detail = {name: asdict(seen) for name, seen in {"paced": paced, "asleep": asleep, "closed": flat, "echo": echo, **beside}.items()}
     feast, mlflow = beside["feast"], beside["mlflow"]
     return [
-        Figure("api", f"p50 at {RATE:,} requests/s", paced.p50_ms, "ms", 0.6, at_most=True, detail=detail),
-        Figure("api", f"p99 at {RATE:,} requests/s", paced.p99_ms, "ms", 2, at_most=True, detail=detail),
+        Figure("api", f"p50 at {RATE:,} requests/s, busy polling", paced.p50_ms, "ms", 0.6, at_most=True, detail=detail),
+        Figure("api", f"p99 at {RATE:,} requests/s, busy polling", paced.p99_ms, "ms", 2, at_most=True, detail=detail),
+        Figure("api", f"p50 at {RATE:,} requests/s, asleep between them", asleep.p50_ms, "ms", detail=detail),
+        Figure("api", f"p99 at {RATE:,} requests/s, asleep between them", asleep.p99_ms, "ms", detail=detail),
         Figure("api", f"p50 at {RATE:,} requests/s of a server that answers at once", echo.p50_ms, "ms", detail=detail),
         Figure("api", f"p99 at {RATE:,} requests/s of a server that answers at once", echo.p99_ms, "ms", detail=detail),
         Figure("api", "CPU of the process per request, flat out", cpu_us, "us", detail=detail),
@@ -85,6 +88,22 @@ def measure(settings: Settings, seconds: float, tell: Callable[[str], None]) -> 
                baseline="Feast's feature server, features alone", ratio=flat.per_s / feast.per_s),
         Figure("api", f"requests/s, {CLOSED} clients", flat.per_s, "/s", detail=detail,
                baseline="MLflow's model server, model alone", ratio=flat.per_s / mlflow.per_s)]
+
+
+@contextmanager
+def _api(settings: Settings, runtime: Runtime, busy_poll_ms: int) -> Iterator[tuple[int, int, dict[str, str]]]:
+    """Its pid, its port, and headers with a key that may do everything."""
+    chosen = settings.model_copy(update={"api_busy_poll_ms": busy_poll_ms, "api_port": reserve(settings.home, ("api",))["api"]})
+    (process,) = own_processes(chosen, runtime.endpoints, ("api",))
+    with (settings.home / "api.log").open("ab") as log, \
+            subprocess.Popen(process.argv, env={**os.environ, **process.env}, stdout=log, stderr=log) as server:
+        try:
+            eventually(lambda: server.poll() is not None or process.healthy(server.pid), timeout_s=process.start_s)
+            assert server.poll() is None, f"the API ended with {server.returncode}"
+            key = (settings.api / "admin.key").read_text().strip()
+            yield server.pid, chosen.api_port, {"authorization": f"Bearer {key}"}
+        finally:
+            server.terminate()
 
 
 def _baseline(name: str, settings: Settings, redis: str, seconds: float, tell: Callable[[str], None], fitted: object) -> Seen:
