@@ -17,7 +17,7 @@ MINIMUM_N = 500
 def quantile_edges(values: Any) -> Any:
     """float64[<= 21]: edges of 20 quantile bins of the reference, the range included; ties leave fewer."""
     known = _as_scored(values)
-    known = known[~np.isnan(known)]
+    known = known[np.isfinite(known)]
     return np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1))) if len(known) else np.empty(0)
 
 

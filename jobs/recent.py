@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -11,14 +13,13 @@ from xxhash import xxh3_64_intdigest
 from feature_repo.archive_table import control_records, open_archive
 from feature_repo.models import ModelSpec
 from feature_repo.views import FeatureService
-from schemas.monitoring import DECISIONS, RetrainDecision
+from schemas.monitoring import DECISIONS, ECHOING, RetrainDecision
 from schemas.settings import Settings
 
 __all__ = ["Served", "recent", "served"]
 
 MOST = 200_000
 """Of a week of predictions a sample: cells of a reference want some thousands of rows."""
-ALL = 1 << 64
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -33,38 +34,52 @@ DECODE = msgspec.json.Decoder(Served).decode
 
 
 def recent(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int, most: int = MOST) -> tuple[Any, Any]:
-    """About ``most`` archived predictions that were made with the features of ``spec`` in [from_ms, until_ms).
+    """Archived predictions, each once, ``most`` at most, made with the features of ``spec`` in whole windows of [from_ms, until_ms).
 
-    None that was degraded, and none of windows in which the feed was at fault or of their echo. Raises JobError without an archive.
+    None that was degraded, and only of windows that a monitor has judged and found neither a fault of the feed in nor the echo of one:
+    half a window would tell half a day for a whole one, and of one that nobody has judged nothing is known. Raises JobError without an
+    archive.
 
     Returns
     -------
     predicted_ms : int64[n]
     features : float64[n, F], NaN is null.
     """
-    archive, service = open_archive(settings), spec.service
-    there = archive.count(service.predictions, from_ms, until_ms)
-    share, spoiled = min(ALL, ALL * most // max(there, 1)), _spoiled(settings, spec)
+    archive, service, sound = open_archive(settings), spec.service, _sound(settings, spec, from_ms, until_ms)
 
     def decode(batch: Any) -> list[Served]:
         found = [one for value in batch["value"].to_pylist() if (one := served(value, service)) is not None]
-        return [one for one in found if not one.degraded and from_ms <= one.arrival_ms < until_ms
-                and xxh3_64_intdigest(one.prediction_id.encode()) < share
-                and not any(first <= one.arrival_ms < last for first, last in spoiled)]
+        return [one for one in found if not one.degraded and _window(spec, one.arrival_ms) in sound]
 
-    rows = [one for part in archive.batches(service.predictions, from_ms, until_ms, decode) for one in part]
-    features = np.array([[np.nan if value is None else value for value in one.features] for one in rows], np.float64)
-    return np.array([one.arrival_ms for one in rows], np.int64), features.reshape(len(rows), len(service.feature_names))
+    rows = (one for part in archive.batches(service.predictions, from_ms, until_ms, decode) for one in part)
+    chosen = heapq.nsmallest(most, rows, key=lambda one: xxh3_64_intdigest(one.prediction_id.encode()))
+    each_once = list({one.prediction_id: one for one in chosen}.values())
+    features = np.array([[np.nan if value is None else value for value in one.features] for one in each_once], np.float64)
+    return np.array([one.arrival_ms for one in each_once], np.int64), features.reshape(len(each_once), len(service.feature_names))
 
 
-def _spoiled(settings: Settings, spec: ModelSpec) -> list[tuple[int, int]]:
-    """From when to when what was predicted tells nothing, by what monitors said of each window."""
+def _sound(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int) -> set[int]:
+    """When the windows begin that lie in [from_ms, until_ms) and tell something, by what monitors said of each."""
     assert spec.drift is not None
     held: dict[tuple[str, int], bytes] = {}
     control_records(settings, [DECISIONS], held)
-    decided = [msgspec.json.decode(value, type=RetrainDecision) for value in held.values()]
-    return [(each.at_ms - spec.drift.window_ms, each.at_ms + spec.drift.echo_ms) for each in decided
-            if each.model == spec.name and each.by == "policy" and each.reason.startswith("pipeline")]
+    judged, spoiled = set(), []
+    for value in held.values():
+        with suppress(msgspec.MsgspecError):  # whoever wrote it, it was no monitor
+            each = msgspec.json.decode(value, type=RetrainDecision)
+            if each.model != spec.name or each.by != "policy":
+                continue
+            window_ms = each.at_ms - spec.drift.window_ms
+            judged.add(window_ms)
+            if faults := {signal.signal for signal in each.signals if signal.family == "feed" and signal.status == "ALARM"}:
+                spoiled.append((window_ms, each.at_ms + (spec.drift.echo_ms if faults & ECHOING else 0)))
+    return {at for at in judged if from_ms <= at <= until_ms - spec.drift.window_ms
+            and not any(first <= at < last for first, last in spoiled)}
+
+
+def _window(spec: ModelSpec, at_ms: int) -> int:
+    assert spec.drift is not None
+    return at_ms // spec.drift.window_ms * spec.drift.window_ms
 
 
 def served(value: bytes | None, service: FeatureService) -> Served | None:

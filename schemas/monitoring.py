@@ -16,11 +16,14 @@ from schemas.approvals import APPROVAL, APPROVALS
 from schemas.contracts import Contract
 from schemas.records import Id, TimeMs
 
-__all__ = ["ASKS", "CONTROL", "DECISIONS", "DETECTIONS", "REQUESTS", "RUNS", "WINDOWS", "Contributor", "Detection", "Evaluated",
+__all__ = ["ASKS", "CONTROL", "DECISIONS", "DETECTIONS", "ECHOING", "REQUESTS", "RUNS", "WINDOWS", "Contributor", "Detection", "Evaluated",
            "Predicted", "RetrainAsk", "RetrainDecision", "RetrainRequest", "RunRecord", "SignalSeen", "WindowPart", "derived_id"]
 
 WINDOWS, DETECTIONS, DECISIONS, REQUESTS = "monitor-windows", "drift-detections", "retraining-decisions", "retraining-requests"
 RUNS, ASKS = "retraining-runs", "retrain-asks"
+ECHOING = frozenset({"volume", "null-share", "scale"})
+"""Faults of a feed after which features are wrong for as long as their windows hold them: events were lost, or were not what they should
+be."""
 
 Version = Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z._-]{0,127}$")]
 """What a person may write where it becomes the name of a file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +49,10 @@ def read_loop(kafka: str, model: str) -> LoopRecord:
     def said(topic: str, kind: Any, key: str) -> list[Any]:
         found: dict[str, Any] = {}
         for message in read_topic(kafka, topic):
-            record = msgspec.json.decode(message.value() or b"", type=kind)
-            if record.model == model:
-                found.setdefault(getattr(record, key), record)
+            with suppress(msgspec.MsgspecError):  # whoever wrote it, it was not the loop
+                record = msgspec.json.decode(message.value() or b"", type=kind)
+                if record.model == model:
+                    found.setdefault(getattr(record, key), record)
         return list(found.values())
 
     return LoopRecord(said(DETECTIONS, Detection, "detection_id"), said(DECISIONS, RetrainDecision, "decision_id"),

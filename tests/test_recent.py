@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import deltalake
@@ -16,7 +18,7 @@ from feature_repo.reference import build_reference
 from feature_repo.views import DAY_MS
 from jobs.recent import recent
 from schemas.fraud import PREDICTIONS, Prediction
-from schemas.monitoring import DECISIONS, RetrainDecision
+from schemas.monitoring import DECISIONS, RetrainDecision, SignalSeen
 from schemas.settings import Settings
 from tests.log_world import HEADERS
 from tests.monitor_world import NAMES, POLICY, SPEC, START, THRESHOLD, WINDOW, Change, draw, make_stream
@@ -29,22 +31,26 @@ ECHO = replace(SPEC, drift=replace(POLICY, echo_ms=WINDOW))
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A week of predictions, one in ten of the third window degraded; in the sixth the feed was at fault."""
+    """A week of predictions, one in ten of the third window degraded, those of the fourth published twice; in the sixth events were lost,
+    in the ninth they came late, and nobody judged the twelfth."""
     settings, rows = Settings(home=tmp_path_factory.mktemp("recent")), []
     stream = make_stream(WINDOWS, PER_WINDOW, change=Change(2, 3, degraded=0.1))
     for partition, log in enumerate(stream.predictions):
         for record in log:
             made = msgspec.structs.replace(msgspec.json.decode(record.value, type=Prediction), service_hash=SPEC.service.definition_hash)
-            rows.append((PREDICTIONS, partition, record.offset, made.arrival_ms, msgspec.json.encode(made)))
+            again = 2 if made.arrival_ms // WINDOW == START // WINDOW + 3 else 1
+            rows += again * [(PREDICTIONS, partition, record.offset, made.arrival_ms, msgspec.json.encode(made))]
     rows.append((PREDICTIONS, 0, len(rows), START, b"{"))
     columns = {"topic": 0, "partition": 1, "offset": 2, "arrival_ms": 3, "value": 4}
     made_of: Any = [pa.array([row[columns[field.name]] for row in rows], field.type) if field.name in columns
                     else pa.nulls(len(rows), field.type) for field in BRONZE]
     deltalake.write_deltalake(bronze_path(settings), pa.table(made_of, BRONZE), partition_by=["topic"])
-    reasons = ["pipeline: volume" if i == 5 else "no alarm" for i in range(WINDOWS)]
-    decisions = [RetrainDecision(f"d{i}", "fraud", "1", START + (i + 1) * WINDOW, "policy", "OK", False, reason, None, [], "", 0, "windows",
-                                 0, [], {}) for i, reason in enumerate(reasons)]
-    said = {"topic": [DECISIONS] * WINDOWS, "offset": list(range(WINDOWS)), "value": [msgspec.json.encode(each) for each in decisions]}
+    decisions = [RetrainDecision(f"d{i}", "fraud", "1", START + (i + 1) * WINDOW, "policy", "OK", False, "", None, [], "", 0, "windows", 0,
+                                 [SignalSeen(name, "feed", "", "ALARM" if faulty.get(i) == name else "OK", 0.0, 1.0, 0.0, 100)
+                                  for name in ("volume", "late")], {})
+                 for faulty in ({5: "volume", 8: "late"},) for i in range(WINDOWS) if i != 11]
+    values = [*map(msgspec.json.encode, decisions), b"", b"{}", b"\xff"]
+    said = {"topic": [DECISIONS] * len(values), "offset": list(range(len(values))), "value": values}
     deltalake.write_deltalake(control_path(settings), pa.table(said))
     return settings
 
@@ -60,11 +66,22 @@ def test_what_was_served_by_a_sound_feed_is_there_and_nothing_else(home: Setting
     found = by_window(times)
     assert found[:2] == [0, PER_WINDOW]
     assert 70 < found[2] < PER_WINDOW, "without those that were degraded"
-    assert found[3:] == [PER_WINDOW] * 2 + [0] * 2 + [PER_WINDOW] * 13 + [0] * 8, "without the fault, its echo, and what came later"
+    assert found[3:5] == [PER_WINDOW] * 2, "each once"
+    assert found[5:8] == [0, 0, PER_WINDOW], "without the windows of lost events and their echo"
+    assert found[8:13] == [0, PER_WINDOW, PER_WINDOW, 0, PER_WINDOW], "late events echo in none; what nobody judged is not there"
+    assert found[13:] == [PER_WINDOW] * 7 + [0] * 8, "none of what came later"
+    half = by_window(recent(home, ECHO, START + WINDOW // 2, START + 5 * WINDOW // 2)[0])
+    assert half == [0, PER_WINDOW] + [0] * (WINDOWS - 2), "half a window is none"
     other = replace(ECHO, service=replace(ECHO.service, event_columns=("event_time",)))
     assert len(recent(home, other, START, START + 20 * WINDOW)[0]) == 0, "vectors of other definitions"
-    some = recent(home, ECHO, START, START + WINDOWS * WINDOW, most=700)[0]
-    assert 500 < len(some) < 900
+    some, again = (recent(home, ECHO, START, START + WINDOWS * WINDOW, most=700)[0] for _ in range(2))
+    assert 600 < len(some) <= 700
+    assert np.array_equal(some, again)
+
+
+def test_nothing_is_known_of_windows_where_no_decision_is_archived(home: Settings, tmp_path: Path) -> None:
+    shutil.copytree(bronze_path(home), bronze_path(Settings(home=tmp_path)))
+    assert len(recent(Settings(home=tmp_path), ECHO, START, START + WINDOWS * WINDOW)[0]) == 0
 
 
 def test_they_stand_for_cells_of_the_week_that_tested_rows_leave_thin() -> None:

@@ -6,6 +6,10 @@ sets of all features at once with probability ``1 - error`` (Clopper-Pearson, Bo
 the set, ``m^c / (1 + (m - 1) u)^n`` is an e-value for *every* distribution within the bounds. Per set and odds it feeds a
 Shiryaev-Roberts sum over closed windows; the mean of the sums is the statistic. So alarms at ARL come no more often than once in ARL
 windows, whatever depends on what between features, given only that the reference was not the unlucky ``error``.
+
+A stock sum grows by one in a window that can tell nothing. Here it grows by what the window can tell, one at most: else sets that are
+nearly everything, or nearly nothing, would add up to an alarm that no window ends. While an alarm is on, the sums are kept so low that
+three windows as the reference has them end it.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ CAP = 2.0
 """A sum is held at this multiple of what suffices to alarm alone, so that a stream that has recovered is seen to have recovered."""
 NOTHING = -1e300
 """The logarithm of an empty sum, as JSON can hold it."""
+ENDS = 3
+"""Windows without a change that end an alarm, about."""
 TOP = 5
 WEEK_MS = HOURS * 3_600_000
 
@@ -164,11 +170,14 @@ class ShapeDetector:
         counts = np.array(state.open, np.int64)
         opened_ms = state.open_ms if state.opened_ms is None else state.opened_ms
         bounds = self.reference.bounds_between(opened_ms, state.open_ms)
-        log_e = self._log_e(np.maximum(counts, 0), bounds)
+        rise, fall, most = self._moves(np.maximum(counts, 0), bounds)
+        log_e = rise - fall
         before = np.full(log_e.size, NOTHING) if state.log_sums is None else np.array(state.log_sums)
         ceiling = np.log(CAP * self.arl * log_e.size)
+        can_tell = np.clip(np.minimum(fall, most - fall), 0, 1).ravel()
+        grown = np.logaddexp(np.log(np.maximum(can_tell, np.exp(-700))), before)
         known = np.broadcast_to((bounds < 1)[:, :, None], log_e.shape).ravel()  # a set that may be everything tells nothing, for ever
-        sums = np.where(known, np.minimum(np.logaddexp(0.0, before) + log_e.ravel(), ceiling), before)
+        sums = np.where(known, np.minimum(grown + log_e.ravel(), ceiling), before)
         per_feature = np.logaddexp.reduce(log_e.reshape(len(counts), -1), 1) - np.log(log_e[0].size)
         cusums = np.array(state.cusums) if state.cusums else np.zeros(len(counts))
         since = np.where(cusums > 0, np.array(state.since_ms or (0,) * len(counts)), opened_ms)
@@ -178,18 +187,28 @@ class ShapeDetector:
         released = state.alarming and mean < np.sqrt(self.arl)
         if released:
             sums[:], cusums[:] = NOTHING, 0.0
+        elif state.alarming or crossed:
+            sums -= max(np.log(mean) - self._held_at(sums, state.open_ms, fall, most), 0.0)
         return replace(
             state, log_sums=tuple(sums.tolist()), cusums=tuple(cusums.tolist()), since_ms=tuple(since.tolist()),
             open=(), open_ms=None, opened_ms=None, last=state.open, last_ms=state.open_ms, windows=state.windows + 1,
             alarms=state.alarms + crossed, alarm_ms=state.open_ms if crossed else state.alarm_ms,
             alarming=(state.alarming or crossed) and not released)
 
-    def _log_e(self, counts: Any, bounds: Any) -> Any:
-        """float64[features, sets, odds]."""
-        hits, n = counts @ self.reference.sets.T, counts.sum(1)
-        odds = np.array(ODDS)
-        log_e = hits[:, :, None] * np.log(odds) - n[:, None, None] * np.log1p((odds - 1) * bounds[:, :, None])
-        return log_e / self.reference.cluster
+    def _moves(self, counts: Any, bounds: Any) -> tuple[Any, Any, Any]:
+        """float64[features, sets, odds], of the logarithms of sums: what the events raise them by, what their number lowers them by, and
+        what they would raise them by if all lay in the set."""
+        odds, n = np.log(ODDS), counts.sum(1)[:, None, None] / self.reference.cluster
+        hits = (counts @ self.reference.sets.T)[:, :, None] / self.reference.cluster
+        return hits * odds, n * np.log1p(np.expm1(odds) * bounds[:, :, None]), np.broadcast_to(n * odds, (*bounds.shape, len(odds)))
+
+    def _held_at(self, sums: Any, window_ms: int, fall: Any, most: Any) -> float:
+        """The logarithm of the mean from which ``ENDS`` windows with the reference's own shares lead to the end of an alarm."""
+        old = self.reference.counts[self.reference.cell(window_ms)]
+        shares = (old @ self.reference.sets.T) / np.maximum(old.sum(1), 1)[:, None]
+        weights = np.exp(sums - sums.max())
+        brings = float(weights @ (fall - most * shares[:, :, None]).ravel() / weights.sum())
+        return float(np.log(self.arl) / 2) + ENDS * max(brings, 0.0)
 
     def _sums(self, log_sums: Any) -> Any:
         return np.exp(np.minimum(np.asarray(log_sums), 700))

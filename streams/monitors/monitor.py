@@ -18,6 +18,7 @@ from schemas.monitoring import (
     ASKS,
     DECISIONS,
     DETECTIONS,
+    ECHOING,
     REQUESTS,
     RUNS,
     WINDOWS,
@@ -44,8 +45,6 @@ __all__ = ["Monitor"]
 QUIET = 7
 """So many windows in a row without anything are judged; then the stream is asleep, not at fault."""
 KEPT_VERSIONS, KEPT_DECISIONS = 3, 14
-ECHOING = frozenset({"volume", "null-share", "scale"})
-"""Faults after which features are wrong for as long as their windows hold them: events were lost, or were not what they should be."""
 OF_VALUES = frozenset({"null-share", "scale"})
 """Faults that leave every event its label."""
 NONE = "none"
