@@ -11,7 +11,7 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from feature_repo.archive_table import control_records, open_archive
-from feature_repo.models import ModelSpec
+from feature_repo.models import DriftPolicy, ModelSpec
 from feature_repo.views import FeatureService
 from schemas.monitoring import DECISIONS, ECHOING, RetrainDecision
 from schemas.settings import Settings
@@ -45,11 +45,13 @@ def recent(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int, mos
     predicted_ms : int64[n]
     features : float64[n, F], NaN is null.
     """
-    archive, service, sound = open_archive(settings), spec.service, _sound(settings, spec, from_ms, until_ms)
+    assert spec.drift is not None
+    archive, service, size = open_archive(settings), spec.service, spec.drift.window_ms
+    sound = _sound(settings, spec.name, spec.drift, from_ms, until_ms)
 
     def decode(batch: Any) -> list[Served]:
         found = [one for value in batch["value"].to_pylist() if (one := served(value, service)) is not None]
-        return [one for one in found if not one.degraded and _window(spec, one.arrival_ms) in sound]
+        return [one for one in found if not one.degraded and one.arrival_ms // size * size in sound]
 
     rows = (one for part in archive.batches(service.predictions, from_ms, until_ms, decode) for one in part)
     chosen = heapq.nsmallest(most, rows, key=lambda one: xxh3_64_intdigest(one.prediction_id.encode()))
@@ -58,28 +60,22 @@ def recent(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int, mos
     return np.array([one.arrival_ms for one in each_once], np.int64), features.reshape(len(each_once), len(service.feature_names))
 
 
-def _sound(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int) -> set[int]:
+def _sound(settings: Settings, model: str, policy: DriftPolicy, from_ms: int, until_ms: int) -> set[int]:
     """When the windows begin that lie in [from_ms, until_ms) and tell something, by what monitors said of each."""
-    assert spec.drift is not None
     held: dict[tuple[str, int], bytes] = {}
     control_records(settings, [DECISIONS], held)
     judged, spoiled = set(), []
     for value in held.values():
         with suppress(msgspec.MsgspecError):  # whoever wrote it, it was no monitor
             each = msgspec.json.decode(value, type=RetrainDecision)
-            if each.model != spec.name or each.by != "policy":
+            if each.model != model or each.by != "policy":
                 continue
-            window_ms = each.at_ms - spec.drift.window_ms
+            window_ms = each.at_ms - policy.window_ms
             judged.add(window_ms)
             if faults := {signal.signal for signal in each.signals if signal.family == "feed" and signal.status == "ALARM"}:
-                spoiled.append((window_ms, each.at_ms + (spec.drift.echo_ms if faults & ECHOING else 0)))
-    return {at for at in judged if from_ms <= at <= until_ms - spec.drift.window_ms
+                spoiled.append((window_ms, each.at_ms + (policy.echo_ms if faults & ECHOING else 0)))
+    return {at for at in judged if from_ms <= at <= until_ms - policy.window_ms
             and not any(first <= at < last for first, last in spoiled)}
-
-
-def _window(spec: ModelSpec, at_ms: int) -> int:
-    assert spec.drift is not None
-    return at_ms // spec.drift.window_ms * spec.drift.window_ms
 
 
 def served(value: bytes | None, service: FeatureService) -> Served | None:

@@ -35,7 +35,7 @@ async def turns(n: int = 5) -> None:
 def arrive(poll: BusyPoll, hand: Hand, n: int, pause_s: float) -> None:
     for _ in range(n):
         hand.s += pause_s
-        poll.heard(hand.s)
+        poll.heard()
 
 
 def test_awake_while_requests_come_close_together_and_asleep_when_they_end() -> None:

@@ -45,10 +45,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     made_of: Any = [pa.array([row[columns[field.name]] for row in rows], field.type) if field.name in columns
                     else pa.nulls(len(rows), field.type) for field in BRONZE]
     deltalake.write_deltalake(bronze_path(settings), pa.table(made_of, BRONZE), partition_by=["topic"])
+    faulty = {5: "volume", 8: "late"}
     decisions = [RetrainDecision(f"d{i}", "fraud", "1", START + (i + 1) * WINDOW, "policy", "OK", False, "", None, [], "", 0, "windows", 0,
                                  [SignalSeen(name, "feed", "", "ALARM" if faulty.get(i) == name else "OK", 0.0, 1.0, 0.0, 100)
                                   for name in ("volume", "late")], {})
-                 for faulty in ({5: "volume", 8: "late"},) for i in range(WINDOWS) if i != 11]
+                 for i in range(WINDOWS) if i != 11]
     values = [*map(msgspec.json.encode, decisions), b"", b"{}", b"\xff"]
     said = {"topic": [DECISIONS] * len(values), "offset": list(range(len(values))), "value": values}
     deltalake.write_deltalake(control_path(settings), pa.table(said))

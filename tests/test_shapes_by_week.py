@@ -129,7 +129,7 @@ def test_sets_that_are_nearly_everything_or_nothing_do_not_add_up() -> None:
 @pytest.mark.parametrize("used", [2, 20])
 def test_an_alarm_over_a_bin_that_was_rare_ends(used: int) -> None:
     """Windows of 600 against a reference of 28,000 bring a sum of a rare bin down by little each: from where the sums stood after thirty
-    windows with one in twenty missing it took 176, or did not end in 200."""
+    windows with one in 25 missing it took 176, or did not end in 220."""
     random = np.random.default_rng(2)
     shares = np.zeros((5, 22))
     shares[:, :used] = 1 / used

@@ -19,15 +19,17 @@ LONG_S = 1.0
 
 
 class BusyPoll:
-    """``heard`` is told of each request. ``within_s`` 0: the loop always sleeps. To be made within the event loop."""
+    """``heard`` is called at each request. ``within_s`` 0: the loop always sleeps. To be made within the event loop."""
 
     def __init__(self, within_s: float, clock: Callable[[], float] = monotonic) -> None:
         self._loop, self._within_s, self._clock = asyncio.get_running_loop(), within_s, clock
         self._last, self._pause_s = -LONG_S, LONG_S
         self.awake = False
 
-    def heard(self, now: float) -> None:
-        """A request came at ``now``, in seconds of the clock."""
+    def heard(self) -> None:
+        if not self._within_s:
+            return
+        now = self._clock()
         self._pause_s += SMOOTH * (min(now - self._last, LONG_S) - self._pause_s)
         self._last = now
         if self._pause_s < self._within_s and not self.awake:

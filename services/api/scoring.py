@@ -112,7 +112,7 @@ class ScoreRoutes:
         self._loop = asyncio.get_running_loop()
 
     async def score(self, query: bytes, body: bytes, deadline: float) -> Reply:
-        self._busy_poll.heard(time.monotonic())
+        self._busy_poll.heard()
         lane, explain = self._asked(query)
         scored = await lane.score(self._arrived(lane, body), deadline)
         answer = self._answer(scored)

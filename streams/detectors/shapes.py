@@ -32,7 +32,8 @@ __all__ = ["ShapeBatch", "ShapeDetector", "ShapeReference", "ShapeState"]
 ODDS = (1.1, 1.5, 3.0)
 CUTS = (0.2, 0.4, 0.6, 0.8)
 CAP = 2.0
-"""A sum is held at this multiple of what suffices to alarm alone, so that a stream that has recovered is seen to have recovered."""
+"""A sum is held at this multiple of what suffices to alarm alone: else the set that a change moves most would outweigh all others for
+good."""
 NOTHING = -1e300
 """The logarithm of an empty sum, as JSON can hold it."""
 ENDS = 3
@@ -175,7 +176,7 @@ class ShapeDetector:
         before = np.full(log_e.size, NOTHING) if state.log_sums is None else np.array(state.log_sums)
         ceiling = np.log(CAP * self.arl * log_e.size)
         can_tell = np.clip(np.minimum(fall, most - fall), 0, 1).ravel()
-        grown = np.logaddexp(np.log(np.maximum(can_tell, np.exp(-700))), before)
+        grown = np.logaddexp(np.log(np.maximum(can_tell, np.finfo(float).tiny)), before)
         known = np.broadcast_to((bounds < 1)[:, :, None], log_e.shape).ravel()  # a set that may be everything tells nothing, for ever
         sums = np.where(known, np.minimum(grown + log_e.ravel(), ceiling), before)
         per_feature = np.logaddexp.reduce(log_e.reshape(len(counts), -1), 1) - np.log(log_e[0].size)

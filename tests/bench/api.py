@@ -96,14 +96,14 @@ def _api(settings: Settings, runtime: Runtime, busy_poll_ms: int) -> Iterator[tu
     chosen = settings.model_copy(update={"api_busy_poll_ms": busy_poll_ms, "api_port": reserve(settings.home, ("api",))["api"]})
     (process,) = own_processes(chosen, runtime.endpoints, ("api",))
     with (settings.home / "api.log").open("ab") as log, \
-            subprocess.Popen(process.argv, env={**os.environ, **process.env}, stdout=log, stderr=log) as server:
+            subprocess.Popen(process.argv, env={**os.environ, **process.env}, stdout=log, stderr=log) as api:
         try:
-            eventually(lambda: server.poll() is not None or process.healthy(server.pid), timeout_s=process.start_s)
-            assert server.poll() is None, f"the API ended with {server.returncode}"
+            eventually(lambda: api.poll() is not None or process.healthy(api.pid), timeout_s=process.start_s)
+            assert api.poll() is None, f"the API ended with {api.returncode}"
             key = (settings.api / "admin.key").read_text().strip()
-            yield server.pid, chosen.api_port, {"authorization": f"Bearer {key}"}
+            yield api.pid, chosen.api_port, {"authorization": f"Bearer {key}"}
         finally:
-            server.terminate()
+            api.terminate()
 
 
 def _baseline(name: str, settings: Settings, redis: str, seconds: float, tell: Callable[[str], None], fitted: object) -> Seen:
