@@ -117,7 +117,7 @@ def make_stream(windows: int, per_window: int = 800, partitions: int = 2, seed: 
             partition = 0 if window in quiet else number % partitions
             event = f"e{seed}-{number}"
             at = arrival + (on.ahead_ms if on else 0)
-            row = [None if x != x else x for x in features[i].tolist()]
+            row = [None if x != x or degraded[i] else x for x in features[i].tolist()]
             made: Any = Prediction(f"p{event}", event, at, "c", "t", partition, number, arrival, "fraud", version(window), "hash",
                               float(scores[i]), THRESHOLD, bool(scores[i] >= THRESHOLD), bool(degraded[i]), False, row, [], {}, arrival)
             rows.append((partition, made))

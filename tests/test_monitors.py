@@ -158,6 +158,15 @@ def test_a_feed_fault_blocks_says_pipeline_and_is_no_evidence_of_drift(change: C
         assert memory.said(REQUESTS) == {}
 
 
+@pytest.mark.parametrize("share", [0.02, 0.08])
+def test_predictions_without_history_are_no_drift_of_the_rest(share: float) -> None:
+    """No reference has any; below a tenth of all they are no fault of the feed either."""
+    memory = run(make_stream(WINDOWS_RUN, per_window=2_000, seed=7, change=Change(2, degraded=share)))
+    assert detected(memory) == []
+    counted = [part.counts.get("degraded", 0) for part in parts_of(memory) if part.topic == PREDICTIONS]
+    assert sum(counted) > 0.8 * share * 2_000 * (WINDOWS_RUN - 2), "they are counted as what they are"
+
+
 def test_a_fault_that_is_mended_leaves_no_alarm_behind() -> None:
     broken, sound = make_stream(8, change=Change(6, nulls=0.4, score=2.0), seed=1), make_stream(WINDOWS_RUN, seed=1)
     for partition, log in enumerate(sound.predictions):
@@ -234,7 +243,8 @@ def test_counts_are_those_of_a_count_by_hand() -> None:
     total = {name: sum(part.counts.get(name, 0) for part in parts if part.topic == PREDICTIONS) for name in ("n", "copies", "unreadable")}
     assert total == {"n": sum(map(len, stream.predictions)) - 2, "copies": 1, "unreadable": 1}
     assert sum(part.counts.get("copies", 0) for part in parts if part.topic == EVALUATIONS) == 30
-    assert sum(sum(sum(found.features[0]) for found in part.versions.values() if found.features) for part in parts) == total["n"]
+    whole = total["n"] - sum(part.counts.get("degraded", 0) for part in parts)
+    assert sum(sum(sum(found.features[0]) for found in part.versions.values() if found.features) for part in parts) == whole
 
 
 def test_a_revised_label_takes_the_old_one_back() -> None:

@@ -250,7 +250,7 @@ def _histogram(part: WindowPart, version: str, rows: list[Seen], reference: Refe
     if reference is None or held.features is None or held.score is None:
         return
     width = len(reference.features)
-    usable = [row for row in rows if len(row.features) == width]
+    usable = [row for row in rows if len(row.features) == width and not row.degraded]  # a reference has none that was
     matrix = np.array([row.features for row in usable], float).reshape(len(usable), width)
     scores = np.array([row.score for row in usable], float)
     held.features = (np.array(held.features) + count_columns(matrix, reference.edges)).tolist()
