@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BINS", "MINIMUM_N", "MISSING", "UNSEEN", "bin_counts", "count_columns", "quantile_edges"]
+__all__ = ["BINS", "MINIMUM_N", "MISSING", "UNSEEN", "bin_counts", "count_columns", "quantile_edges", "value_bins"]
 
 BINS = 20
 MISSING, UNSEEN = BINS, BINS + 1
@@ -15,10 +15,25 @@ MINIMUM_N = 500
 
 
 def quantile_edges(values: Any) -> Any:
-    """float64[<= 21]: edges of 20 quantile bins of the reference, the range included; ties leave fewer."""
+    """float64[<= 21]: edges of 20 quantile bins of the reference, the range included; ties leave fewer. A value that is several of the
+    quantiles has a bin of its own: else the share of a flag's two values, or of a ratio's zeros, could change unseen.
+
+    >>> [float(edge) for edge in quantile_edges(np.array([0.0] * 97 + [1.0, 2.0, 3.0]))]
+    [0.0, 1.401298464324817e-45, 3.0]
+    """
     known = _as_scored(values)
     known = known[np.isfinite(known)]
-    return np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1))) if len(known) else np.empty(0)
+    if not len(known):
+        return np.empty(0)
+    quantiles = np.quantile(known, np.linspace(0, 1, BINS + 1))
+    after = _after(quantiles[1:][np.diff(quantiles) == 0])
+    return np.unique(np.concatenate((quantiles, after[np.isfinite(after)])))
+
+
+def value_bins(edges: Any) -> Any:
+    """bool[bins]: which bins of ``quantile_edges`` are of one value."""
+    edges = np.asarray(edges, float)
+    return edges[1:] == _after(edges[:-1])
 
 
 def bin_counts(values: Any, edges: Any) -> Any:
@@ -41,6 +56,11 @@ def bin_counts(values: Any, edges: Any) -> Any:
 def count_columns(matrix: Any, edges: Any) -> Any:
     """int64[F, 22]: ``bin_counts`` of each column of float64[n, F]."""
     return np.stack([bin_counts(column, edge) for column, edge in zip(np.ascontiguousarray(matrix.T), edges, strict=True)])
+
+
+def _after(values: Any) -> Any:
+    """The next number that a model can tell from each."""
+    return np.nextafter(np.asarray(values, np.float32), np.float32(np.inf)).astype(np.float64)
 
 
 def _as_scored(values: Any) -> Any:

@@ -232,6 +232,23 @@ def test_windows_merge_until_they_are_large_enough_and_retractions_subtract() ->
         detector.update(cut, ShapeBatch(1, part))
 
 
+@pytest.mark.parametrize("rest", [(1.0, 1.0), (0.01, 0.5)], ids=["flag", "ratio"])
+@pytest.mark.parametrize("zeros", [(0.7, 0.6), (0.97, 0.9), (0.03, 0.1)])
+def test_the_share_of_a_value_that_is_often_taken_is_seen(zeros: tuple[float, float], rest: tuple[float, float]) -> None:
+    random = np.random.default_rng(5)
+
+    def column(share: float, n: int) -> Any:
+        return np.where(random.random(n) < share, 0.0, random.uniform(*rest, n))
+
+    learned = column(zeros[0], 20_000)
+    edges = quantile_edges(learned)
+    detector = ShapeDetector(ShapeReference("r", ("f",), bin_counts(learned, edges)[None, None]), arl=1_000)
+    state = detector.start()
+    for window in range(42):
+        state = detector.update(state, ShapeBatch(window, bin_counts(column(zeros[window >= 30], 1_000), edges)[None]))
+    assert (state.alarms, state.alarm_ms is not None and state.alarm_ms >= 30) == (1, True)
+
+
 def test_psi_without_its_null_mean_is_nothing_where_nothing_changed() -> None:
     random, shares = np.random.default_rng(2), np.full(20, 1 / 20)
     for n in (500, 2_000):
@@ -258,7 +275,10 @@ def test_the_list_that_people_see_is_corrected_for_its_length() -> None:
 @settings(deadline=None)
 def test_every_value_is_counted_once_and_the_reference_is_never_unseen(values: list[float]) -> None:
     column = np.array(values)
-    counts = bin_counts(column, quantile_edges(column))
+    edges = quantile_edges(column)
+    counts = bin_counts(column, edges)
+    assert len(edges) <= 21
+    assert (np.diff(edges) > 0).all()
     assert counts.sum() == len(values)
     assert counts[21] == 0
     assert counts[20] == np.isnan(column).sum()
