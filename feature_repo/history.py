@@ -135,10 +135,8 @@ def _fill(values: Any, service: FeatureService, view: FeatureView, source: Arriv
         of_part = of_queries[part]
         until = ends[of_part] - base
         since = np.where(of_part > 0, ends[of_part - 1], 0) - base
-        found = sweep_values(view, of_view.take(mine, axis=0), source.arrivals.take(mine, axis=0), since, until, queries.t[part], current,
-                             modes, queries.horizons.take(part, axis=0))
-        for column, of_feature in zip(values.T, found.T, strict=True):  # matrices lie column by column
-            column[part] = of_feature
+        sweep_values(view, of_view.take(mine, axis=0), source.arrivals.take(mine, axis=0), since, until, queries.t[part], current, modes,
+                     queries.horizons.take(part, axis=0), (values, part))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         order = pool.submit(sorted_queries)

@@ -263,25 +263,29 @@ def _no_tiles(p: Plan, n: int) -> Tiles:
 
 
 def sweep_values(view: FeatureView, records: Any, arrivals: Any, starts: Any, ends: Any, t: Any, current: Any, modes: Any,
-                 horizons: Any) -> Any:
+                 horizons: Any, into: tuple[Any, Any] | None = None) -> Any:
     """The values of ``sweep``, without stamps, at a fraction of its cost where reads are plain.
 
     A read is plain where all it may see lies side by side in ``records``: nothing in between came too late for it, or twice. Its sums
-    are then differences of running sums. Fastest where an entity's reads stand together in order of time.
+    are then differences of running sums. Fastest where an entity's reads stand together in order of time. With ``into``, a
+    float64[.., F] and int64[n], read i goes to that row of that matrix, and the matrix is returned.
     """
-    if any(getattr(feature, "hop_ms", 0) for feature in view.features):
-        return sweep(view, records, arrivals, starts, ends, t, current, modes, horizons)[0]
     p, (windows, of_feature, summed, squared) = plan(view), _run_plan(view)
     n = len(t)
-    values, plain = np.empty((len(p.features), n)).T, np.zeros(n, np.bool_)
+    values, at = into if into is not None else (np.empty((len(p.features), n)).T, np.arange(n))
+    if any(getattr(feature, "hop_ms", 0) for feature in view.features):
+        values[at] = sweep(view, records, arrivals, starts, ends, t, current, modes, horizons)[0]
+        return values
+    plain = np.zeros(n, np.bool_)
     lows, rights = np.empty((len(windows), n), np.int64), np.empty(n, np.int64)
     _find_runs(windows, p.delay_ms, records, arrivals, starts, ends, t, current, modes, horizons, lows, rights, plain)
     sums, squares = _running(summed, squared, records)
     for f, feature in enumerate(p.features):
-        _fill(feature, records, lows[of_feature[f]], rights, sums, squares, summed, squared, t, current, modes, plain, values[:, f])
+        _fill(feature, records, lows[of_feature[f]], rights, sums, squares, summed, squared, t, current, modes, plain, at,
+              values[:, f])
     others = np.flatnonzero(~plain)
     if len(others):
-        values[others] = sweep(view, records, arrivals, *(each[others] for each in (starts, ends, t, current, modes, horizons)))[0]
+        values[at[others]] = sweep(view, records, arrivals, *(each[others] for each in (starts, ends, t, current, modes, horizons)))[0]
     return values
 
 
@@ -554,8 +558,8 @@ def _running(summed: Any, squared: Any, rows: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _fill(feature: Any, rows: Any, lows: Any, rights: Any, sums: Any, squares: Any, summed: Any, squared: Any, t: Any, current: Any,
-          modes: Any, plain: Any, values: Any) -> None:
-    """One feature of all plain reads, by the formulas of ``_fold``."""
+          modes: Any, plain: Any, at: Any, values: Any) -> None:
+    """One feature of all plain reads, by the formulas of ``_fold``; read i goes to ``values[at[i]]``."""
     function, word, other = feature[FUNCTION], feature[COLUMN], feature[DENOMINATOR]
     scale, scale_2, divisor = feature[SCALE], feature[SCALE_2], float(feature[SCALE])
     of_word = sums[summed[word]] if function in (SUM, MEAN, STD, RATIO) else np.empty(0, np.int64)
@@ -565,41 +569,41 @@ def _fill(feature: Any, rows: Any, lows: Any, rights: Any, sums: Any, squares: A
         if not plain[i]:
             continue
         low, high = lows[i], rights[i]
-        count = high - low
+        count, to = high - low, at[i]
         if function == COUNT:
-            values[i] = float(count)
+            values[to] = float(count)
         elif function == DISTINCT:
-            values[i] = float(_distinct_of_run(rows, low, high, word))
+            values[to] = float(_distinct_of_run(rows, low, high, word))
         elif function == SAME:
             same = 0
             for row in range(low, high):
                 same += rows[row, word] == current[i, word]
-            values[i] = np.nan if modes[i] == NONE else float(same)
+            values[to] = np.nan if modes[i] == NONE else float(same)
         elif function == SUM:
-            values[i] = float(of_word[high] - of_word[low]) / divisor
+            values[to] = float(of_word[high] - of_word[low]) / divisor
         elif count == 0:
-            values[i] = np.nan
+            values[to] = np.nan
         elif function == LAST:
-            values[i] = float(rows[high - 1, word]) / divisor
+            values[to] = float(rows[high - 1, word]) / divisor
         elif function == SINCE:
-            values[i] = float(t[i] - rows[high - 1, 0]) / 1000.0
+            values[to] = float(t[i] - rows[high - 1, 0]) / 1000.0
         elif function in (MIN, MAX):
             extreme = rows[low, word]
             for row in range(low + 1, high):
                 extreme = min(extreme, rows[row, word]) if function == MIN else max(extreme, rows[row, word])
-            values[i] = float(extreme) / divisor
+            values[to] = float(extreme) / divisor
         elif function == MEAN:
-            values[i] = float(of_word[high] - of_word[low]) / float(count * scale)
+            values[to] = float(of_word[high] - of_word[low]) / float(count * scale)
         elif function == RATIO:
             below = of_other[high] - of_other[low]
             above = float(of_word[high] - of_word[low]) / divisor
-            values[i] = np.nan if below == 0 else above / (float(below) / float(scale_2))
+            values[to] = np.nan if below == 0 else above / (float(below) / float(scale_2))
         else:
             top, bottom = wide_subtract(of_squares[high, 0], of_squares[high, 1], of_squares[low, 0], of_squares[low, 1])
             top, bottom = wide_scale(top, bottom, U(count))
             square_top, square_bottom = wide_square(of_word[high] - of_word[low])
             top, bottom = wide_subtract(top, bottom, square_top, square_bottom)
-            values[i] = float(np.sqrt(wide_to_float(top, bottom)) / float(count * scale))
+            values[to] = float(np.sqrt(wide_to_float(top, bottom)) / float(count * scale))
 
 
 @njit(cache=True, nogil=True)

@@ -167,6 +167,10 @@ def test_running_sums_are_the_sweep(view: FeatureView, late: float, monkeypatch:
         expected, slow = sweep(*asked)[0], 0
         monkeypatch.setattr(kernel, "sweep", counted)
         assert same(kernel.sweep_values(*asked), expected)
+        places, matrix = np.array(r.sample(range(200), len(t))), np.full((200, len(view.features)), 5.0)
+        assert kernel.sweep_values(*asked, into=(matrix, places)) is matrix
+        assert same(matrix[places], expected)
+        assert (np.delete(matrix, places, axis=0) == 5.0).all()
         monkeypatch.undo()
         assert view.hops or not (plain and slow and not late)
 
