@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -37,8 +39,8 @@ def recent(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int, mos
     """Archived predictions, each once, ``most`` at most, made with the features of ``spec`` in whole windows of [from_ms, until_ms).
 
     None that was degraded, and only of windows that a monitor has judged and found neither a fault of the feed in nor the echo of one:
-    half a window would tell half a day for a whole one, and of one that nobody has judged nothing is known. Raises JobError without an
-    archive.
+    half a window would tell half a day for a whole one, and of one that nobody has judged, or whose values could not be, nothing is known.
+    Raises JobError without an archive.
 
     Returns
     -------
@@ -49,15 +51,37 @@ def recent(settings: Settings, spec: ModelSpec, from_ms: int, until_ms: int, mos
     archive, service, size = open_archive(settings), spec.service, spec.drift.window_ms
     sound = _sound(settings, spec.name, spec.drift, from_ms, until_ms)
 
-    def decode(batch: Any) -> list[Served]:
-        found = [one for value in batch["value"].to_pylist() if (one := served(value, service)) is not None]
-        return [one for one in found if not one.degraded and one.arrival_ms // size * size in sound]
+    smallest, lock = Smallest(most), threading.Lock()
 
-    rows = (one for part in archive.batches(service.predictions, from_ms, until_ms, decode) for one in part)
-    chosen = heapq.nsmallest(most, rows, key=lambda one: xxh3_64_intdigest(one.prediction_id.encode()))
-    each_once = list({one.prediction_id: one for one in chosen}.values())
-    features = np.array([[np.nan if value is None else value for value in one.features] for one in each_once], np.float64)
-    return np.array([one.arrival_ms for one in each_once], np.int64), features.reshape(len(each_once), len(service.feature_names))
+    def decode(batch: Any) -> None:
+        found = (one for value in batch["value"].to_pylist() if (one := served(value, service)) is not None)
+        sample = [one for one in found if not one.degraded and one.arrival_ms // size * size in sound]
+        with lock:
+            smallest.add(sample)
+
+    archive.batches(service.predictions, from_ms, until_ms, decode)
+    chosen = smallest.chosen()
+    features = np.array([[np.nan if value is None else value for value in one.features] for one in chosen], np.float64)
+    return np.array([one.arrival_ms for one in chosen], np.int64), features.reshape(len(chosen), len(service.feature_names))
+
+
+class Smallest:
+    """The ``most`` predictions with the smallest hashes, each once, in whatever order they come: holds twice as many and a batch."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[int, Served] = {}
+
+    def add(self, found: Iterable[Served]) -> None:
+        for one in found:
+            place = xxh3_64_intdigest(one.prediction_id.encode())
+            other = self._held.get(place, one)
+            self._held[place] = min(one, other, key=msgspec.json.encode) if other is not one else one
+        if len(self._held) > 2 * self._most:
+            self._held = dict(heapq.nsmallest(self._most, self._held.items()))
+
+    def chosen(self) -> list[Served]:
+        return [self._held[place] for place in heapq.nsmallest(self._most, self._held)]
 
 
 def _sound(settings: Settings, model: str, policy: DriftPolicy, from_ms: int, until_ms: int) -> set[int]:
@@ -71,7 +95,8 @@ def _sound(settings: Settings, model: str, policy: DriftPolicy, from_ms: int, un
             if each.model != model or each.by != "policy":
                 continue
             window_ms = each.at_ms - policy.window_ms
-            judged.add(window_ms)
+            if any(signal.signal == "null-share" and signal.status != "INSUFFICIENT_DATA" for signal in each.signals):
+                judged.add(window_ms)
             if faults := {signal.signal for signal in each.signals if signal.family == "feed" and signal.status == "ALARM"}:
                 spoiled.append((window_ms, each.at_ms + (policy.echo_ms if faults & ECHOING else 0)))
     return {at for at in judged if from_ms <= at <= until_ms - policy.window_ms

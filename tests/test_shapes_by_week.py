@@ -140,6 +140,26 @@ def test_an_alarm_over_a_bin_that_was_rare_ends(used: int) -> None:
     for window in range(190):
         state = detector.update(state, ShapeBatch(window * HOUR_MS, drawn(ill if 100 <= window < 130 else shares, 600, random)))
         found.append(state.alarming)
+        if found[-2:] in ([True], [False, True]):
+            assert detector.judge(state).statistic >= 450, "what it is that alarms is what is told"
     assert not any(found[:100])
     assert all(found[103:130])
     assert not any(found[150:])
+
+
+def test_a_weak_change_against_a_sharp_reference_keeps_its_alarm_on() -> None:
+    """Held three mean windows above the end alone, it was ended by the noise of one, began anew, and ended again."""
+    on, alarms = [], []
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        well, ill = (np.zeros((1, 22)) for _ in range(2))
+        well[0, :2], ill[0, :2] = (0.9995, 0.0005), (0.998, 0.002)
+        detector = ShapeDetector(ShapeReference("v1", ("a",), drawn(well, 1_400_000, random)[None]), 450)
+        state, found = detector.start(), []
+        for window in range(200):
+            state = detector.update(state, ShapeBatch(window * HOUR_MS, drawn(ill, 1_000, random)))
+            found.append(state.alarming)
+        on += found[found.index(True):]
+        alarms.append(state.alarms)
+    assert sum(alarms) <= 6
+    assert np.mean(on) > 0.95

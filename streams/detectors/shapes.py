@@ -9,7 +9,7 @@ windows, whatever depends on what between features, given only that the referenc
 
 A stock sum grows by one in a window that can tell nothing. Here it grows by what the window can tell, one at most: else sets that are
 nearly everything, or nearly nothing, would add up to an alarm that no window ends. While an alarm is on, the sums are kept so low that
-three windows as the reference has them end it.
+a few windows as the reference has them end it, and the noise of one does not.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ CAP = 2.0
 good."""
 NOTHING = -1e300
 """The logarithm of an empty sum, as JSON can hold it."""
-ENDS = 3
-"""Windows without a change that end an alarm, about."""
+ENDS, NOISE = 3, 2
+"""An alarm is held so many windows of mean fall, and deviations of one window, above its end. The median end after a change was 5 windows,
+one in a hundred was later than 11."""
 TOP = 5
 WEEK_MS = HOURS * 3_600_000
 
@@ -110,7 +111,7 @@ class ShapeBatch:
 @dataclass(frozen=True, slots=True)
 class ShapeState:
     """``log_sums``: log of the Shiryaev-Roberts sum per feature, set and odds, flat; ``open``: counts that no closed window has yet, of
-    windows that began between ``opened_ms`` and ``open_ms``."""
+    windows that began between ``opened_ms`` and ``open_ms``; ``statistic``: the mean of the sums, before an alarm held them down."""
 
     log_sums: tuple[float, ...] | None = None
     cusums: tuple[float, ...] = ()
@@ -124,6 +125,7 @@ class ShapeState:
     alarm_ms: int | None = None
     alarming: bool = False
     opened_ms: int | None = None
+    statistic: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class ShapeDetector:
         top, total = np.argsort(-by_feature, kind="stable")[:TOP], float(by_feature.sum())
         lead = int(top[0])
         return Verdict(
-            "shapes", "ALARM" if state.alarming else "OK", total / len(by_feature), self.arl, effect, sum(state.last[0]),
+            "shapes", "ALARM" if state.alarming else "OK", state.statistic, self.arl, effect, sum(state.last[0]),
             state.last_ms, state.last_ms, self.reference.name, state.since_ms[lead] if state.cusums[lead] > 0 else None, 1 / self.arl,
             tuple((self.reference.features[f], float(by_feature[f] / max(total, 1e-300))) for f in top))
 
@@ -194,7 +196,7 @@ class ShapeDetector:
             state, log_sums=tuple(sums.tolist()), cusums=tuple(cusums.tolist()), since_ms=tuple(since.tolist()),
             open=(), open_ms=None, opened_ms=None, last=state.open, last_ms=state.open_ms, windows=state.windows + 1,
             alarms=state.alarms + crossed, alarm_ms=state.open_ms if crossed else state.alarm_ms,
-            alarming=(state.alarming or crossed) and not released)
+            alarming=(state.alarming or crossed) and not released, statistic=mean)
 
     def _moves(self, counts: Any, bounds: Any) -> tuple[Any, Any, Any]:
         """float64[features, sets, odds], of the logarithms of sums: what the events raise them by, what their number lowers them by, and
@@ -206,10 +208,12 @@ class ShapeDetector:
     def _held_at(self, sums: Any, window_ms: int, fall: Any, most: Any) -> float:
         """The logarithm of the mean from which ``ENDS`` windows with the reference's own shares lead to the end of an alarm."""
         old = self.reference.counts[self.reference.cell(window_ms)]
-        shares = (old @ self.reference.sets.T) / np.maximum(old.sum(1), 1)[:, None]
+        shares = ((old @ self.reference.sets.T) / np.maximum(old.sum(1), 1)[:, None])[:, :, None]
         weights = np.exp(sums - sums.max())
-        brings = float(weights @ (fall - most * shares[:, :, None]).ravel() / weights.sum())
-        return float(np.log(self.arl) / 2) + ENDS * max(brings, 0.0)
+        weights /= weights.sum()
+        brings = float(weights @ (fall - most * shares).ravel())
+        noise = float(weights @ np.sqrt(most * shares * (1 - shares) * np.log(ODDS) / self.reference.cluster).ravel())
+        return float(np.log(self.arl) / 2) + ENDS * max(brings, 0.0) + NOISE * noise
 
     def _sums(self, log_sums: Any) -> Any:
         return np.exp(np.minimum(np.asarray(log_sums), 700))

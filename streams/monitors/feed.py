@@ -106,9 +106,12 @@ def _columns(features: Any, reference: Reference) -> list[Verdict]:
 
 
 def _crowded(edges: Sequence[float], old: Any, new: Any) -> float:
-    """The share at that end where few were, 0 for a feature of two or three values."""
-    wide = np.flatnonzero(~value_bins(edges))
-    ends = ([*range(wide[0] + 1)], [*range(wide[-1], BINS), UNSEEN]) if len(wide) > 1 else ()
+    """The share at that end where few were; 0 for a feature with less than three quantiles. An end is a bin with its last value."""
+    of_one = value_bins(edges)
+    wide = np.flatnonzero(~of_one)
+    if len(wide) < 2:
+        return 0.0
+    ends = [*range(wide[0] + 1)], [*range(wide[-1] - of_one[wide[-1] - 1], BINS), UNSEEN]
     return max((float(new[end].sum()) for end in ends if old[end].sum() <= BEFORE), default=0.0)
 
 
