@@ -85,8 +85,8 @@ def pack_scored(scored: Scored, release: bytes) -> bytes:
         flags |= HAS_SCORE
     if scored.alert is not None:
         flags |= HAS_ALERT | ALERT * scored.alert
-    ms = scored.predicted_ms
-    return scored_struct.pack(flags, release, scored.partition, ms & 0xFFFFFFFF, ms >> 32, scored.score or 0.0) + scored.subject.encode()
+    ms, score = scored.predicted_ms, 0.0 if scored.score is None else scored.score  # -0.0 stays what it is
+    return scored_struct.pack(flags, release, scored.partition, ms & 0xFFFFFFFF, ms >> 32, score) + scored.subject.encode()
 
 
 def release_of(value: bytes) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from feature_repo.join_marks import JoinMarks
@@ -40,6 +40,7 @@ def test_labels_come_back_as_they_were(told: list[Label], event_time: int) -> No
 
 
 @given(scores)
+@example(Scored("m", None, None, -0.0, None, False, 0, 0, "c"))
 def test_a_prediction_comes_back_as_it_was(scored: Scored) -> None:
     release, value = pack_release((scored.model, scored.model_version, scored.threshold))
     packed = pack_scored(scored, release)
