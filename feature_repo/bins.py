@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["BINS", "MINIMUM_N", "MISSING", "UNSEEN", "bin_counts", "count_columns", "quantile_edges", "value_bins"]
+__all__ = ["BINS", "MINIMUM_N", "MISSING", "UNSEEN", "are_two_values", "bin_counts", "count_columns", "quantile_edges"]
 
 BINS = 20
 MISSING, UNSEEN = BINS, BINS + 1
@@ -15,25 +15,22 @@ MINIMUM_N = 500
 
 
 def quantile_edges(values: Any) -> Any:
-    """float64[<= 21]: edges of 20 quantile bins of the reference, the range included; ties leave fewer. A value that is several of the
-    quantiles has a bin of its own: else the share of a flag's two values, or of a ratio's zeros, could change unseen.
+    """float64[<= 21]: edges of 20 quantile bins of the reference, the range included; ties leave fewer. Of two values each has a bin of
+    its own, else their shares could change unseen.
 
-    >>> [float(edge) for edge in quantile_edges(np.array([0.0] * 97 + [1.0, 2.0, 3.0]))]
-    [0.0, 1.401298464324817e-45, 3.0]
+    >>> [bin_counts(np.array(flags), quantile_edges(np.array([0.0, 0.0, 1.0])))[:2].tolist() for flags in ([0.0, 1.0, 1.0], [1.0])]
+    [[1, 2], [0, 1]]
     """
     known = _as_scored(values)
     known = known[np.isfinite(known)]
-    if not len(known):
-        return np.empty(0)
-    quantiles = np.quantile(known, np.linspace(0, 1, BINS + 1))
-    after = _after(quantiles[1:][np.diff(quantiles) == 0])
-    return np.unique(np.concatenate((quantiles, after[np.isfinite(after)])))
+    if len(two := np.unique(known)) == 2:
+        return np.append(two, np.nextafter(two[1], np.inf))
+    return np.unique(np.quantile(known, np.linspace(0, 1, BINS + 1))) if len(known) else np.empty(0)
 
 
-def value_bins(edges: Any) -> Any:
-    """bool[bins]: which bins of ``quantile_edges`` are of one value."""
-    edges = np.asarray(edges, float)
-    return edges[1:] == _after(edges[:-1])
+def are_two_values(edges: Any) -> bool:
+    """Whether ``quantile_edges`` found two values and no more."""
+    return len(edges) == 3 and bool(edges[2] == np.nextafter(edges[1], np.inf))
 
 
 def bin_counts(values: Any, edges: Any) -> Any:
@@ -56,11 +53,6 @@ def bin_counts(values: Any, edges: Any) -> Any:
 def count_columns(matrix: Any, edges: Any) -> Any:
     """int64[F, 22]: ``bin_counts`` of each column of float64[n, F]."""
     return np.stack([bin_counts(column, edge) for column, edge in zip(np.ascontiguousarray(matrix.T), edges, strict=True)])
-
-
-def _after(values: Any) -> Any:
-    """The next number that a model can tell from each."""
-    return np.nextafter(np.asarray(values, np.float32), np.float32(np.inf)).astype(np.float64)
 
 
 def _as_scored(values: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.bins import BINS, MINIMUM_N, MISSING, UNSEEN, value_bins
+from feature_repo.bins import MINIMUM_N, MISSING, UNSEEN, are_two_values
 from feature_repo.reference import Reference
 from streams.detectors.contract import Verdict
 
@@ -98,21 +98,16 @@ def _columns(features: Any, reference: Reference) -> list[Verdict]:
     old, new = (x / np.maximum(x.sum(1, keepdims=True), 1) for x in (old, features.astype(float)))
     n = int(features[0].sum())
     missing = new[:, MISSING] - old[:, MISSING]
-    crowded = np.array([_crowded(*each) if name not in reference.filling else 0.0
-                        for name, *each in zip(reference.features, reference.edges, old, new, strict=True)])
+    last = np.array([max(len(edges) - 2, 0) for edges in reference.edges])
+    rows = np.arange(len(last))
+    lowest, highest = new[:, 0], new[rows, last] + new[:, UNSEEN]
+    several = (last > 0) & np.array([name not in reference.filling and not are_two_values(edges)
+                                     for name, edges in zip(reference.features, reference.edges, strict=True)])
+    crowded = np.where(several & (old[:, 0] <= BEFORE), lowest, 0)
+    crowded = np.maximum(crowded, np.where(several & (old[rows, last] <= BEFORE), highest, 0))
     return [_verdict(word, True, max(float(shares.max()), 0.0), limit, float(shares.max()), n, reference.name,
                      [(reference.features[i], float(shares[i])) for i in np.argsort(-shares, kind="stable")[:3]])
             for word, shares, limit in (("null-share", missing, MARGIN), ("scale", crowded, CROWDED))]
-
-
-def _crowded(edges: Sequence[float], old: Any, new: Any) -> float:
-    """The share at that end where few were; 0 for a feature with less than three quantiles. An end is a bin with its last value."""
-    of_one = value_bins(edges)
-    wide = np.flatnonzero(~of_one)
-    if len(wide) < 2:
-        return 0.0
-    ends = [*range(wide[0] + 1)], [*range(wide[-1] - of_one[wide[-1] - 1], BINS), UNSEEN]
-    return max((float(new[end].sum()) for end in ends if old[end].sum() <= BEFORE), default=0.0)
 
 
 def _verdict(word: str, judged: bool, statistic: float, threshold: float, effect: float, n: int, against: str,
