@@ -75,8 +75,8 @@ class Smallest:
     def add(self, found: Iterable[Served]) -> None:
         for one in found:
             place = xxh3_64_intdigest(one.prediction_id.encode())
-            other = self._held.get(place, one)
-            self._held[place] = min(one, other, key=msgspec.json.encode) if other is not one else one
+            held = self._held.get(place)
+            self._held[place] = one if held is None else min(one, held, key=msgspec.json.encode)
         if len(self._held) > 2 * self._most:
             self._held = dict(heapq.nsmallest(self._most, self._held.items()))
 
