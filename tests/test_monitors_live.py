@@ -97,12 +97,12 @@ def finished(kafka: str, expected: Memory) -> bool:
 def test_workers_that_are_killed_say_the_same_as_one_that_is_not(running: Runtime, stream: Stream, undisturbed: Memory, tmp_path: Path,
                                                                   kills: int) -> None:
     store: Any = redis.Redis.from_url(running.redis)
-    r = random.Random(3)
+    r, pid = random.Random(3), None
     for number in range(SLICES):
         done = decided(running.kafka)
         publish(running, stream, number)
         if number < kills:
-            pid = eventually(lambda: running.pid("loop"), timeout_s=60)
+            pid = eventually(lambda dead=pid: (now := running.pid("loop")) != dead and now, timeout_s=60)
             if r.random() < 0.5:  # half of them while it works, the others when it has decided something since
                 eventually(lambda done=done: decided(running.kafka) > done, timeout_s=60)
             os.kill(pid, signal.SIGKILL)
@@ -126,6 +126,6 @@ def test_workers_that_are_killed_say_the_same_as_one_that_is_not(running: Runtim
 
     for _ in range(2 if not kills else 0):  # all that monitors knew is lost: they read everything again, and ask for nothing new
         before_ = said(running.kafka, REQUESTS)[1]
-        store.delete(*store.scan_iter("monitor*"))
+        store.delete(*eventually(lambda: list(store.scan_iter("monitor*")), timeout_s=60))
         eventually(lambda before_=before_: said(running.kafka, REQUESTS)[1] > before_, timeout_s=60)
     assert len(said(running.kafka, REQUESTS)[0]) == 1
