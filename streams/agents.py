@@ -186,9 +186,9 @@ def build_app(group: str, settings: Settings, makers: Mapping[str, Maker], *, pa
     application.on_partitions_assigned.connect(forget)
     application.on_partitions_assigned.connect(say_ready)
     application.on_before_shutdown.connect(stop)
-    hurry = settings.time if patient else "live"
-    application.timer(CHECK_EVERY_S[hurry])(check_idle_partitions)
-    application.timer(TICK_EVERY_S[hurry])(tick)
+    pace = settings.time if patient else "live"
+    application.timer(CHECK_EVERY_S[pace])(check_idle_partitions)
+    application.timer(TICK_EVERY_S[pace])(tick)
     return application
 
 

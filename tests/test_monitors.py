@@ -6,11 +6,8 @@ import doctest
 from dataclasses import replace
 
 import msgspec
-import numpy as np
 import pytest
 
-from feature_repo.bins import count_columns
-from feature_repo.reference import build_reference
 from schemas import monitoring
 from schemas.contracts import MAX_VALUE_BYTES
 from schemas.evaluations import EVALUATIONS
@@ -18,25 +15,11 @@ from schemas.fraud import PREDICTIONS
 from schemas.monitoring import DECISIONS, DETECTIONS, REQUESTS, Detection, RetrainDecision, RetrainRequest
 from streams.monitors import losses
 from streams.monitors.counts import Counts, count_evaluations, count_predictions, pass_time
-from streams.monitors.feed import feed_verdicts
 from streams.monitors.monitor import Monitor
 from streams.monitors.state import MonitorState
 from tests.monitor_runs import PLANTED, STREAM, WATCH, WINDOWS_RUN, detected, reasons, run, said, undisturbed
 from tests.monitor_simulation import Memory, Workers, end_of_time, parts_of, state_of
-from tests.monitor_world import (
-    POLICY,
-    SPEC,
-    START,
-    THRESHOLD,
-    WINDOW,
-    Change,
-    Record,
-    Stream,
-    draw,
-    make_reference,
-    make_stream,
-    make_watch,
-)
+from tests.monitor_world import POLICY, SPEC, START, WINDOW, Change, Record, Stream, make_reference, make_stream, make_watch
 
 
 def test_examples_run() -> None:
@@ -182,28 +165,6 @@ def test_predictions_without_history_are_no_drift_of_the_rest(share: float) -> N
     assert detected(memory) == []
     counted = [part.counts.get("degraded", 0) for part in parts_of(memory) if part.topic == PREDICTIONS]
     assert sum(counted) > 0.8 * share * 2_000 * (WINDOWS_RUN - 2), "they are counted as what they are"
-
-
-def crowd(before: list[float], after: list[float]) -> str:
-    """The status of ``scale`` where values 0, 1, 2 .. were taken by these shares."""
-    random = np.random.default_rng(9)
-    features, scores, labels = draw(random, 20_000)
-    features[:, 0] = random.choice(len(before), 20_000, p=before)
-    times = START + np.arange(20_000)
-    known = build_reference(SPEC, "1", features=features, scores=scores, threshold=THRESHOLD, labels=labels.astype(float), event_time=times,
-                            predicted_ms=times)
-    now = draw(random, 2_000)[0]
-    now[:, 0] = random.choice(len(after), 2_000, p=after)
-    found = feed_verdicts({"n": 2_000}, 0.0, count_columns(now, known.edges), known, {})
-    return next(verdict.status for verdict in found if verdict.detector == "scale")
-
-
-@pytest.mark.parametrize(("before", "after", "status"), [
-    ([0.9, 0.1], [0.35, 0.65], "OK"), ([0.6, 0.3, 0.1], [0.2, 0.15, 0.65], "OK"), ([1 / 7] * 7, [0, 0, 0, 0, 0, 0, 1.0], "OK"),
-    ([0.2, 0.2, 0.2, 0.2, 0.1, 0.04, 0.03, 0.03], [0, 0, 0, 0, 0, 0.3, 0.3, 0.4], "ALARM")],
-    ids=["flag", "three", "weekday", "end"])
-def test_a_value_that_many_take_is_no_other_scale(before: list[float], after: list[float], status: str) -> None:
-    assert crowd(before, after) == status
 
 
 def test_a_fault_that_is_mended_leaves_no_alarm_behind() -> None:

@@ -37,8 +37,8 @@ good."""
 NOTHING = -1e300
 """The logarithm of an empty sum, as JSON can hold it."""
 ENDS, NOISE = 3, 2
-"""An alarm is held so many windows of mean fall, and deviations of one window, above its end. The median end after a change was 5 windows,
-one in a hundred was later than 11."""
+"""An alarm is held so many windows of mean fall, and deviations of one window, above its end. Of 98 that were on at the end of a random
+change half ended within three windows, all within thirteen."""
 TOP = 5
 WEEK_MS = HOURS * 3_600_000
 
@@ -212,7 +212,7 @@ class ShapeDetector:
         weights = np.exp(sums - sums.max())
         weights /= weights.sum()
         brings = float(weights @ (fall - most * shares).ravel())
-        noise = float(weights @ np.sqrt(most * shares * (1 - shares) * np.log(ODDS) / self.reference.cluster).ravel())
+        noise = float(weights @ np.sqrt(most * shares * (1 - shares) * np.log(ODDS)).ravel())
         return float(np.log(self.arl) / 2) + ENDS * max(brings, 0.0) + NOISE * noise
 
     def _sums(self, log_sums: Any) -> Any:
