@@ -1,7 +1,4 @@
-"""The Delta archive read in this process, without a JVM: one version of it, the files that can hold what is wanted, and no others.
-
-The one module that knows the ``deltalake`` library.
-"""
+"""The Delta archive read in this process, without a JVM: one version of it, the files that can hold what is wanted, and no others."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 
 from feature_repo.archived import Events, Wanted, read_events
+from feature_repo.delta_files import read_file
 from feature_repo.positions import position_of
 from schemas.contracts import Contract
 from schemas.envelope import ATTRIBUTES, SPECIFICATION
@@ -26,8 +23,7 @@ from schemas.topics import SOURCES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "append_once", "bronze_path", "complete_path", "control_path",
-           "control_records", "open_archive", "read_file", "table_files", "table_version", "write_file", "write_table"]
+__all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "bronze_path", "complete_path", "control_path", "control_records", "open_archive"]
 
 BATCH_ROWS = 1 << 17
 """Values decoded at once: some 20 MB a thread."""
@@ -115,7 +111,6 @@ class ArchiveTable:
 def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable:
     """The archive at ``version``, by default the newest complete one. Raises JobError where there is none."""
     import pyarrow as pa
-    import pyarrow.compute as pc
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -123,12 +118,21 @@ def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable
     try:
         table = DeltaTable(path, version=complete_version(settings) if version is None else version)
         files = pa.table(table.get_add_actions(flatten=True))
-        newest = pc.max(files["max.arrival_ms"]).as_py() if "max.arrival_ms" in files.column_names else None
-        return ArchiveTable(table.version(), newest or 0, table.to_pyarrow_dataset(), _oldest(files))
+        dataset = table.to_pyarrow_dataset()
+        return ArchiveTable(table.version(), _newest_ms(files, dataset), dataset, _oldest(files))
     except TableNotFoundError as error:
         raise JobError(f"there is no archive in {path}", hint="headrace archive") from error
     except DeltaError as error:
         raise JobError(f"the archive in {path} cannot be read in process: {error}", hint="--engine spark") from error
+
+
+def _newest_ms(files: pa.Table, dataset: Any) -> int:
+    """When the last record arrived: by the statistics, and where a file has none by the records. 0 where there is no record."""
+    import pyarrow.compute as pc
+
+    told = files["max.arrival_ms"] if "max.arrival_ms" in files.column_names else None
+    arrivals = told if told is not None and not told.null_count else dataset.to_table(columns=["arrival_ms"])["arrival_ms"]
+    return pc.max(arrivals).as_py() or 0
 
 
 def _oldest(files: pa.Table) -> dict[str, int]:
@@ -166,88 +170,6 @@ def complete_version(settings: Settings) -> int | None:
     """The version that the last whole archive run left; None where there is none: the newest."""
     told = read_file(complete_path(settings))
     return None if told is None else int(told)
-
-
-def table_files(path: str) -> tuple[list[str], int]:
-    """The files of the newest version of the Delta table at ``path``, and that version; others in its folder were removed by it."""
-    from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError
-
-    try:
-        table = DeltaTable(path)
-        return sorted(table.file_uris()), table.version()
-    except DeltaError as error:
-        raise JobError(f"the table {path} cannot be read: {error}", hint="remove its folder and build it again") from error
-
-
-def table_version(path: str) -> int:
-    """The newest version of the Delta table at ``path``. Raises JobError where there is none."""
-    from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError
-
-    try:
-        return int(DeltaTable(path).version())
-    except DeltaError as error:
-        raise JobError(f"the table {path} cannot be read: {error}") from error
-
-
-def read_file(path: str) -> str | None:
-    """The text in the file ``path``, a path or URL that tables may lie under; None where there is none."""
-    from pyarrow import fs
-
-    files, path = fs.FileSystem.from_uri(path)
-    if files.get_file_info(path).type == fs.FileType.NotFound:
-        return None
-    with files.open_input_file(path) as file:
-        return bytes(file.read()).decode()
-
-
-def write_table(path: str, table: pa.Table, *, append: bool = False) -> None:
-    """Make ``table``, after what is there if ``append``, the newest version of the Delta table at ``path``."""
-    from deltalake import write_deltalake
-    from deltalake.exceptions import DeltaError
-
-    try:
-        if append:
-            write_deltalake(path, table, mode="append")
-        else:
-            write_deltalake(path, table, mode="overwrite", schema_mode="overwrite")
-    except DeltaError as error:
-        raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
-
-
-def append_once(path: str, table: pa.Table, name: str) -> bool:
-    """Append ``table`` to the Delta table at ``path`` unless that was done under this ``name`` before; whether it was done now.
-
-    The name is a transaction of the table's own log, so of two writers at once one gets an error instead of a second copy.
-    """
-    from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-    from deltalake.exceptions import DeltaError, TableNotFoundError
-
-    try:
-        try:
-            if DeltaTable(path).transaction_version(name) is not None:
-                return False
-        except TableNotFoundError:
-            pass
-        write_deltalake(path, table, mode="append", schema_mode="merge", commit_properties=CommitProperties(app_transactions=[
-            Transaction(name, 1)]))
-    except DeltaError as error:
-        raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
-    return True
-
-
-def write_file(path: str, text: str) -> None:
-    """Put ``text`` into the file ``path``, a path or URL that tables may lie under, in one step: half of it is never there."""
-    from pyarrow import fs
-
-    files, path = fs.FileSystem.from_uri(path)
-    folder, _, name = path.rpartition("/")
-    files.create_dir(folder)
-    draft = f"{folder}/.{name}.{uuid4().hex}"
-    with files.open_output_stream(draft) as file:
-        file.write(text.encode())
-    files.move(draft, path)
 
 
 def contradicted(headers: pa.Array, contract: Contract) -> Any:

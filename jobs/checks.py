@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feature_repo.archive_table import read_file, write_file, write_table
+from feature_repo.delta_files import read_file, write_file, write_table
 from feature_repo.identity import digest, number_identities, row_digests
 from feature_repo.models import ModelSpec
 from feature_repo.rules import DRIFT_AT_MOST, Profile, Rule, broken_rows, drift, profile, rules_of

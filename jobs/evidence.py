@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from feature_repo.archive_table import append_once
+from feature_repo.delta_files import append_once
 from feature_repo.manifest import CARD_FILE
 from jobs.gates import Evidence, evidence_hash
 from jobs.registry import record_gates

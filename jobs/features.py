@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,8 +45,12 @@ class Reads:
     current: Any
     modes: Any
     horizons: Any
-    queries: pa.Table
+    take_queries: Callable[[], pa.Table]
     found: Any
+
+    @property
+    def queries(self) -> pa.Table:
+        return self.take_queries()
 
     def sweep(self) -> tuple[Any, Any]:
         """Values and stamps."""
@@ -146,7 +151,7 @@ class _Stage:
         index = pa.array(at, mask=at < 0)
         own_rows = self._source_rows(table)
         own_rows[queries] = True
-        for name, of_view in self._answers(table, codes, queries).items():
+        for name, of_view in self._answers(table, codes, queries, self._own(table, queries)).items():
             table = table.append_column(f"{name}_read", as_bytes(of_view).take(index))
         table = table.drop_columns([view.name for _, view in self.bits])
         return one_batch(table.filter(pa.array(own_rows)) if not own_rows.all() else table)
@@ -155,12 +160,12 @@ class _Stage:
         import pyarrow as pa
 
         assert self.finish is not None
-        answers = self._answers(table, codes, queries)
         own = self._own(table, queries)
-        of_queries = table.take(pa.array(queries))
-        for name in self.answered:
-            answers[name] = from_bytes(of_queries[f"{name}_read"])
-        return self.finish(of_queries, table.take(pa.array(own, mask=own < 0)), answers)
+        answers = self._answers(table, codes, queries, own)
+        table = table.drop_columns([view.name for _, view in self.bits])
+        of_queries, reads = table.take(queries), [f"{name}_read" for name in self.answered]
+        answers |= {name: from_bytes(of_queries[read]) for name, read in zip(self.answered, reads, strict=True)}
+        return self.finish(of_queries, table.drop_columns(reads).take(pa.array(own, mask=own < 0)), answers)
 
     def _own(self, table: pa.Table, queries: Any) -> Any:
         """The row of each query's own source record, -1 where it is not here."""
@@ -175,12 +180,12 @@ class _Stage:
         """Which rows are records of the service's source; a query that is none says nothing of admission."""
         return table["admitted"].is_valid().to_numpy() & from_source(table["position"].to_numpy(), self.source)
 
-    def _answers(self, table: pa.Table, codes: Any, queries: Any) -> dict[str, Any]:
+    def _answers(self, table: pa.Table, codes: Any, queries: Any, own: Any) -> dict[str, Any]:
         admitted, position = table["admitted"].fill_null(0).to_numpy(), table["position"].to_numpy()
         arrivals = np.stack((table["arrival_ms"].to_numpy(), position), axis=1)
         t = table["event_time"].to_numpy()[queries]
         horizons = np.full((len(queries), 2), SEES_ALL) if self.ideal else arrivals.take(queries, axis=0)
-        own, of_queries = self._own(table, queries), table.take(queries)
+        taken = cache(lambda: table.take(queries))  # few ask
         answers = {}
         for bit, view in self.bits:
             records, row_of = records_of(view, table[view.name])
@@ -188,14 +193,15 @@ class _Stage:
             in_set = records.take(row_of[events], axis=0)
             order = sort_order(view, codes[events], in_set)
             events = events[order]
-            starts, ends = (np.searchsorted(codes[events], codes[queries], side) for side in ("left", "right"))
+            counts = np.bincount(codes[events], minlength=len(codes))
+            ends = np.cumsum(counts)[codes[queries]]
             current, modes = np.zeros((len(queries), view.record_words), np.int64), np.full(len(queries), NONE)
             if view.source == self.source:
                 here = own >= 0
                 current[here] = records.take(row_of[own[here]], axis=0)
                 modes[here] = INCLUDE if view.include_current else EXCLUDE
-            answers[view.name] = self.answer(Reads(view, in_set.take(order, axis=0), arrivals.take(events, axis=0), starts, ends, t,
-                                                   current, modes, horizons, of_queries, own >= 0))
+            answers[view.name] = self.answer(Reads(view, in_set.take(order, axis=0), arrivals.take(events, axis=0),
+                                                   ends - counts[codes[queries]], ends, t, current, modes, horizons, taken, own >= 0))
         return answers
 
 

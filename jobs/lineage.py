@@ -17,7 +17,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
-from feature_repo.archive_table import table_version
+from feature_repo.delta_files import table_version
 from schemas.errors import HeadraceError
 from schemas.settings import Settings
 

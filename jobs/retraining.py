@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from feature_repo.archive_table import read_file, write_file
 from feature_repo.bundle import Model, load_bundle
+from feature_repo.delta_files import read_file, write_file
 from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS
 from jobs import gates

@@ -22,7 +22,8 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["LOG_HOURS", "archive_spark_classes", "read_text", "session", "session_options", "spark_archive", "use_session", "write_text"]
+__all__ = ["DELETED_FILE_RETENTION", "LOG_HOURS", "archive_spark_classes", "read_text", "session", "session_options", "spark_archive",
+           "use_session", "write_text"]
 
 QUIET = """
 status = error
@@ -36,6 +37,8 @@ appender.stderr.layout.pattern = %d{yyyy-MM-dd HH:mm:ss} %p %c{1}: %m%n%ex
 """
 LOG_HOURS = 720
 """Delta's logs reach back 30 days: no version can be read for longer, but the newest."""
+DELETED_FILE_RETENTION = f"interval {LOG_HOURS} hours"
+"""How long a table remembers which files were replaced; stock is a week, and older versions are then refused, files or not."""
 ROW_GROUP_BYTES = 16 << 20
 """Of a table's Parquet files, about, before compression."""
 
@@ -164,8 +167,7 @@ def _options(settings: Settings, app: str, folder: Path, quiet: Path, options: s
         ("spark.hadoop.parquet.block.size", str(ROW_GROUP_BYTES)),
         ("spark.sql.maxConcurrentOutputFileWriters", "32"),  # else a write partitioned by topic sorts every value first
         ("spark.databricks.delta.snapshotPartitions", "2"),  # stock 50 tasks to read a log of a dozen files
-        # How long a table remembers which files were replaced; stock is a week, and older versions are then refused, files or not.
-        ("spark.databricks.delta.properties.defaults.deletedFileRetentionDuration", f"interval {LOG_HOURS} hours"),
+        ("spark.databricks.delta.properties.defaults.deletedFileRetentionDuration", DELETED_FILE_RETENTION),
         ("spark.databricks.delta.vacuum.enforceTimeTravelWithinDeletedFileRetentionDuration", "false"),
         ("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(cores)),
         ("spark.shuffle.compress", "false"),  # shuffles stay on this machine's disk cache: packing them is most of their cost

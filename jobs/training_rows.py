@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from feature_repo.archive_table import table_files
 from feature_repo.bundle import as_input
+from feature_repo.delta_files import table_files
 from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS
 from schemas.errors import FindingError, JobError

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from feature_repo.archive_table import FOR_EVER, open_archive, write_file, write_table
+from feature_repo.archive_table import FOR_EVER, open_archive
+from feature_repo.delta_files import replace_by_parts, write_file, write_table
 from feature_repo.identity import digest, row_digests
 from feature_repo.labelled import key_columns, labelled_records, labelled_rows
 from feature_repo.models import ModelSpec
 from feature_repo.vector import request_features
 from feature_repo.views import DAY_MS, FeatureService
-from jobs.events import bronze, bronze_path, bronze_version, events
+from jobs.events import bronze, bronze_path, events
 from jobs.features import Finish, feature_columns, from_bytes, history_ms, read_values, sweep_entities
 from jobs.labels import labelled, labels
 from jobs.lineage import lineage
+from jobs.parts import PARTS, PartWriter, written
 from jobs.served import logged
-from jobs.spark import use_session, write_text
+from jobs.spark import DELETED_FILE_RETENTION, use_session
 from schemas.errors import FindingError, JobError
 from schemas.settings import Settings
 
@@ -35,11 +37,9 @@ __all__ = ["MODES", "Engine", "Mode", "TrainingSet", "build_training_set", "fits
 
 Engine = Literal["auto", "spark", "process"]
 Mode = Literal["known", "ideal", "served"]
-DIGEST = "digest"
-STATISTICS = {"delta.dataSkippingStatsColumns": "event_time"}
-"""Of a table made anew: sets are read whole, or by event time. Statistics of every feature took a tenth of the executors' time."""
+PROPERTIES = {"delta.dataSkippingStatsColumns": "event_time", "delta.deletedFileRetentionDuration": DELETED_FILE_RETENTION}
+"""Of a table made anew: sets are read whole, or by event time."""
 LOGGED = ("logged_ms", "logged_position")
-LOW = 2**32 - 1
 MODES: tuple[Mode, ...] = ("known", "ideal", "served")
 
 
@@ -82,12 +82,12 @@ def build_training_set(settings: Settings, spec: ModelSpec, start_ms: int, end_m
         engine = "process" if spark is None and mode != "served" and asked.small() else "spark"
     with lineage(settings, "training-set") as run:
         if engine == "process":
-            manifest = {**asked.in_process(), "engine": engine, "seconds": round(time.monotonic() - began, 2)}
-            write_file(f"{path}/_manifest.json", json.dumps(manifest, indent=1))
+            manifest = asked.in_process()
         else:
             with use_session(spark, settings, "training-set") as own:
-                manifest = {**asked.on_spark(own), "engine": engine, "seconds": round(time.monotonic() - began, 2)}
-                write_text(own, f"{path}/_manifest.json", json.dumps(manifest, indent=1))
+                manifest = asked.on_spark(own)
+        manifest |= {"engine": engine, "seconds": round(time.monotonic() - began, 2)}
+        write_file(f"{path}/_manifest.json", json.dumps(manifest, indent=1))
         run.reads_table(bronze_path(settings), manifest["bronze_version"])
         run.writes_table(path)
     return TrainingSet(path, manifest)
@@ -124,21 +124,19 @@ class _Asked:
         return manifest
 
     def on_spark(self, spark: SparkSession) -> dict[str, Any]:
-        from pyspark.sql import Observation
         from pyspark.sql import functions as F
 
-        version = bronze_version(spark, self.settings) if self.version is None else self.version
-        archive = bronze(spark, self.settings, version)
-        as_of_ms = archive.agg({"arrival_ms": "max"}).collect()[0][0] if self.as_of_ms is None else self.as_of_ms
-        oldest_ms = open_archive(self.settings, version).oldest_ms(_sources(self.spec.service))
-        source = _Source(archive.where(F.col("arrival_ms") <= as_of_ms), self.spec, self.start_ms, self.end_ms, as_of_ms)
-        counted, rows = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
-        digests, low, high = Observation(), F.col(DIGEST).bitwiseAND(LOW), F.shiftrightunsigned(DIGEST, 32)  # the sum of longs could wrap
-        rows = rows.observe(digests, F.sum(low).alias("low"), F.sum(high).alias("high")).drop(DIGEST)
-        rows.write.format("delta").mode("overwrite").options(overwriteSchema="true", **STATISTICS).save(self.path)
-        sums = {name: value or 0 for name, value in digests.get.items()}
+        archive = open_archive(self.settings, self.version)
+        as_of_ms = archive.newest_ms if self.as_of_ms is None else self.as_of_ms
+        known = bronze(spark, self.settings, archive.version).where(F.col("arrival_ms") <= as_of_ms)
+        schema = _schema(self.spec.service, logged=self.mode == "served")
+        source = _Source(known, self.spec, self.start_ms, self.end_ms, as_of_ms, PartWriter(self.path, schema))
+        counted, told = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
+        parts, content = written(told)
         counts = {name: int(value or 0) for name, value in counted.get.items()}
-        return self._manifest(version, as_of_ms, oldest_ms, counts, (sums["low"] + (sums["high"] << 32)) % 2**64)
+        manifest = self._manifest(archive.version, as_of_ms, archive.oldest_ms(_sources(self.spec.service)), counts, content)
+        replace_by_parts(self.path, schema, parts, PROPERTIES)
+        return manifest
 
     def _manifest(self, version: int, as_of_ms: int, history_from_ms: int | None, counts: dict[str, int], content: int) -> dict[str, Any]:
         """Raises FindingError where there is nothing to read."""
@@ -157,13 +155,14 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Source:
-    """The archive as it was known, and which rows of it are wanted."""
+    """The archive as it was known, which rows of it are wanted, and who writes them."""
 
     archive: DataFrame
     spec: ModelSpec
     start_ms: int
     end_ms: int
     as_of_ms: int
+    writer: PartWriter
 
     def recomputed(self, ideal: bool) -> tuple[Any, DataFrame]:
         from pyspark.sql import functions as F
@@ -176,8 +175,7 @@ class _Source:
         rows = rows.withColumn("query", F.col("first") & F.col("label").isNotNull()).drop("first")
         others = {source: events(self.archive, source, service.views, event_time=(past, self.end_ms))
                   for source in _sources(service) if source != service.source}
-        return counted, sweep_entities(rows, others, service, read_values, _vectors(service), f"{_schema(service)}, {DIGEST} long",
-                                       ideal=ideal)
+        return counted, sweep_entities(rows, others, service, read_values, _vectors(service, self.writer), PARTS, ideal=ideal)
 
     def served(self) -> tuple[Any, DataFrame]:
         """The logged vectors: of an event's predictions, with the features of today's definition, the first."""
@@ -187,7 +185,7 @@ class _Source:
         usable = logged(self.archive, service).where(F.col("fault").isNull() & F.col("event_time").between(self.start_ms, self.end_ms - 1))
         counted, rows = self._labelled(usable.select(*key_columns(service), "degraded", "features", *LOGGED), LOGGED)
         rows = rows.where(F.col("first") & F.col("label").isNotNull()).select(*key_columns(service), "label", "degraded", "features")
-        return counted, rows.mapInArrow(_logged(service), f"{_schema(service)}, degraded boolean, {DIGEST} long")
+        return counted, rows.mapInArrow(_logged(service, self.writer), PARTS)
 
     def _labelled(self, rows: DataFrame, order: tuple[str, str]) -> tuple[Any, DataFrame]:
         """``rows`` with ``label`` and ``first``, the period's first ones; and their counts once the result was computed."""
@@ -206,13 +204,16 @@ def _sources(service: FeatureService) -> list[str]:
     return sorted({service.source, *(view.source for view in service.views)})
 
 
-def _schema(service: FeatureService) -> str:
-    keys = (f"{name} {'long' if name == 'event_time' else 'string'}" for name in key_columns(service))
-    return ", ".join([*keys, "label long", *(f"{name} double" for name in service.feature_names)])
+def _schema(service: FeatureService, *, logged: bool) -> pa.Schema:
+    import pyarrow as pa
+
+    keys = [(name, pa.int64() if name == "event_time" else pa.string()) for name in key_columns(service)]
+    features = [(name, pa.float64()) for name in service.feature_names]
+    return pa.schema([*keys, ("label", pa.int64()), *features, *([("degraded", pa.bool_())] if logged else [])])
 
 
-def _vectors(service: FeatureService) -> Finish:
-    """From answers to rows: the whole vector, request-time features included, by the code that serves."""
+def _vectors(service: FeatureService, writer: PartWriter) -> Finish:
+    """From answers to written rows: the whole vector, request-time features included, by the code that serves."""
 
     def finish(queries: pa.Table, own: pa.Table, answers: dict[str, Any]) -> pa.RecordBatch:
         import pyarrow as pa
@@ -221,31 +222,24 @@ def _vectors(service: FeatureService) -> Finish:
         for view in service.views:
             matrix[:, service.view_slice(view)] = answers[view.name]
         request_features(service, matrix, {name: own[name].to_numpy() for name in service.event_columns})
-        keys = [*key_columns(service), "label"]
-        columns = [queries[name].combine_chunks() for name in keys]
-        return _digested(pa.RecordBatch.from_arrays([*columns, *feature_columns(matrix)], names=[*keys, *service.feature_names]))
+        keys = [queries[name].combine_chunks() for name in (*key_columns(service), "label")]
+        return writer.write([pa.RecordBatch.from_arrays([*keys, *feature_columns(matrix)], schema=writer.schema)])
 
     return finish
 
 
-def _logged(service: FeatureService) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Logged vectors as columns."""
+def _logged(service: FeatureService, writer: PartWriter) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Logged vectors as columns of written rows."""
 
     def rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        keys = [*key_columns(service), "label"]
         for batch in batches:
-            columns = [*(batch[name] for name in keys), *feature_columns(from_bytes(batch["features"])), batch["degraded"]]
-            yield _digested(pa.RecordBatch.from_arrays(columns, names=[*keys, *service.feature_names, "degraded"]))
+            keys = [batch[name] for name in (*key_columns(service), "label")]
+            columns = [*keys, *feature_columns(from_bytes(batch["features"])), batch["degraded"]]
+            yield pa.RecordBatch.from_arrays(columns, schema=writer.schema)
 
-    return rows
-
-
-def _digested(batch: pa.RecordBatch) -> pa.RecordBatch:
-    import pyarrow as pa
-
-    return batch.append_column(DIGEST, pa.array(row_digests(batch).view(np.int64)))
+    return lambda batches: writer(rows(batches))
 
 
 def _day(at_ms: int) -> str:

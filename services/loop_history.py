@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from feature_repo.archive_table import read_file
 from feature_repo.bundle import bundle_folder, load_bundle
+from feature_repo.delta_files import read_file
 from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS
 from schemas.errors import BundleError

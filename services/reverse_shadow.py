@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from feature_repo.archive_table import write_file
+from feature_repo.delta_files import write_file
 from feature_repo.join_marks import evaluated_ms
 from feature_repo.models import ModelSpec, Outcomes
 from feature_repo.wire import Wire

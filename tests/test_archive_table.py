@@ -7,7 +7,7 @@ import os
 import signal
 from pathlib import Path
 
-from feature_repo.archive_table import read_file, write_file
+from feature_repo.delta_files import read_file, write_file
 
 
 class Deadly(str):

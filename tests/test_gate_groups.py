@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from feature_repo.archive_table import append_once, bronze_path
+from feature_repo.archive_table import bronze_path
+from feature_repo.delta_files import append_once
 from feature_repo.fraud import FRAUD
 from feature_repo.models import Bands, Fairness
 from jobs import cost, gates, linearised

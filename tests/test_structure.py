@@ -30,7 +30,7 @@ OWNERS = {
     "openlineage": ["jobs/lineage.py"],
     "onnxmltools": ["jobs/"],
     "onnx": ["feature_repo/trees.py", "jobs/fit.py"],
-    "deltalake": ["feature_repo/archive_table.py"],
+    "deltalake": ["feature_repo/archive_table.py", "feature_repo/delta_files.py"],
     "onnxruntime": ["feature_repo/bundle.py", "services/edge/scorer.py"],
     "cryptography": ["feature_repo/signing.py", "services/edge/scorer.py"],
     "redis": ["feature_repo/wire.py", "services/runtime/"],

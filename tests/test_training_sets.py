@@ -19,9 +19,9 @@ from feature_repo.churn import CHURN
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.oracle import feature_values
 from feature_repo.views import DAY_MS
-from jobs.training_set import Mode, build_training_set
+from jobs.training_set import Engine, Mode, build_training_set
 from schemas.churn import CANCELLATIONS, PURCHASES, REQUESTS
-from schemas.errors import DefinitionError, JobError
+from schemas.errors import DefinitionError, FindingError, JobError
 from schemas.settings import Settings
 from tests.log_world import DAYS, HEADERS, START, World, hostile_world, serve
 
@@ -70,6 +70,19 @@ def test_both_engines_give_the_same_rows(spark: Any, homes: dict[int, Settings],
     assert table(in_process.path).equals(rows)
     told = {"engine", "seconds"}
     assert {k: v for k, v in by_spark.manifest.items() if k not in told} == {k: v for k, v in in_process.manifest.items() if k not in told}
+
+
+@pytest.mark.parametrize("engine", ["spark", "process"])
+def test_a_set_that_cannot_be_built_leaves_the_former_one(spark: Any, homes: dict[int, Settings], engine: Engine) -> None:
+    period = (START + 31 * DAY_MS, START + 34 * DAY_MS)
+    own = spark if engine == "spark" else None
+    built = build_training_set(homes[SEEDS[0]], FRAUD, *period, "known", own, engine=engine)
+    before = table(built.path)
+    with pytest.raises(FindingError, match="no transaction"):
+        build_training_set(homes[SEEDS[0]], FRAUD, *period, "known", own, START, engine=engine)
+    assert before.num_rows
+    assert table(built.path).equals(before)
+    assert json.loads(Path(built.path, "_manifest.json").read_text())["content_hash"] == built.manifest["content_hash"]
 
 
 def shop(seed: int) -> pa.Table:

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 
-from feature_repo.archive_table import ArchiveTable, read_file
+from feature_repo.archive_table import ArchiveTable
+from feature_repo.delta_files import read_file
 from feature_repo.manifest import MANIFEST_FILE, Manifest, decode, read_plain, sha256
 from feature_repo.models import ModelSpec
 from jobs.gates import evidence_hash

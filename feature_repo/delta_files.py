@@ -1,0 +1,161 @@
+"""Delta tables, and files beside them, read and written in this process, without a JVM.
+
+This module and ``archive_table`` are the ones that know the ``deltalake`` library.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from schemas.errors import JobError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Part", "append_once", "read_file", "replace_by_parts", "table_files", "table_version", "write_file", "write_part",
+           "write_table"]
+
+ROW_GROUP_ROWS = 1 << 16
+"""16 MB of thirty numbers."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A Parquet file of so many bytes and rows in a table's folder, with the lowest and highest event time in it. It belongs to the
+    table once a version names it; until then nobody reads it, and VACUUM takes it for rubbish."""
+
+    file: str
+    size: int
+    rows: int
+    first_ms: int
+    last_ms: int
+
+
+def table_files(path: str) -> tuple[list[str], int]:
+    """The files of the newest version of the Delta table at ``path``, and that version; others in its folder were removed by it."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        table = DeltaTable(path)
+        return sorted(table.file_uris()), table.version()
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be read: {error}", hint="remove its folder and build it again") from error
+
+
+def table_version(path: str) -> int:
+    """The newest version of the Delta table at ``path``. Raises JobError where there is none."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
+    try:
+        return int(DeltaTable(path).version())
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be read: {error}") from error
+
+
+def write_table(path: str, table: pa.Table, *, append: bool = False) -> None:
+    """Make ``table``, after what is there if ``append``, the newest version of the Delta table at ``path``."""
+    from deltalake import write_deltalake
+    from deltalake.exceptions import DeltaError
+
+    try:
+        if append:
+            write_deltalake(path, table, mode="append")
+        else:
+            write_deltalake(path, table, mode="overwrite", schema_mode="overwrite")
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
+
+
+def append_once(path: str, table: pa.Table, name: str) -> bool:
+    """Append ``table`` to the Delta table at ``path`` unless that was done under this ``name`` before; whether it was done now.
+
+    The name is a transaction of the table's own log, so of two writers at once one gets an error instead of a second copy.
+    """
+    from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    try:
+        try:
+            if DeltaTable(path).transaction_version(name) is not None:
+                return False
+        except TableNotFoundError:
+            pass
+        write_deltalake(path, table, mode="append", schema_mode="merge", commit_properties=CommitProperties(app_transactions=[
+            Transaction(name, 1)]))
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
+    return True
+
+
+def write_part(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Part:
+    """One file of the table at ``path`` with the rows of ``batches``, of which there is at least one; they have an ``event_time``."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    from pyarrow import fs
+
+    texts = [field.name for field in schema if pa.types.is_string(field.type)]  # dictionaries of numbers take as long as all else
+    files, folder = fs.FileSystem.from_uri(path)
+    files.create_dir(folder)
+    file = f"part-{uuid4().hex}.snappy.parquet"
+    rows, first_ms, last_ms = 0, [], []
+    with pq.ParquetWriter(f"{folder}/{file}", schema, filesystem=files, use_dictionary=texts) as writer:
+        for batch in batches:
+            writer.write_batch(batch, row_group_size=ROW_GROUP_ROWS)
+            rows += batch.num_rows
+            first_ms.append(pc.min(batch["event_time"]).as_py())
+            last_ms.append(pc.max(batch["event_time"]).as_py())
+    return Part(file, files.get_file_info(f"{folder}/{file}").size, rows, min(first_ms), max(last_ms))
+
+
+def replace_by_parts(path: str, schema: pa.Schema, parts: Sequence[Part], properties: Mapping[str, str]) -> None:
+    """Make the rows of ``parts`` the newest version of the table at ``path``, all of them or none; a table made anew has ``properties``.
+
+    Raises JobError where another writer was faster.
+    """
+    from deltalake import DeltaTable, Schema
+    from deltalake.exceptions import DeltaError
+    from deltalake.transaction import AddAction, create_table_with_add_actions
+
+    now_ms, fields = int(time.time() * 1000), Schema.from_arrow(schema)
+    actions: list[Any] = [AddAction(part.file, part.size, {}, now_ms, True, json.dumps({
+        "numRecords": part.rows, "minValues": {"event_time": part.first_ms}, "maxValues": {"event_time": part.last_ms},
+        "nullCount": {"event_time": 0}})) for part in parts]
+    try:
+        if DeltaTable.is_deltatable(path):
+            DeltaTable(path).create_write_transaction(actions, "overwrite", fields)
+        else:
+            create_table_with_add_actions(path, fields, actions, mode="error", configuration=properties)
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be written: {error}", hint="is somebody else building it?") from error
+
+
+def read_file(path: str) -> str | None:
+    """The text in the file ``path``, a path or URL that tables may lie under; None where there is none."""
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(path)
+    if files.get_file_info(path).type == fs.FileType.NotFound:
+        return None
+    with files.open_input_file(path) as file:
+        return bytes(file.read()).decode()
+
+
+def write_file(path: str, text: str) -> None:
+    """Put ``text`` into the file ``path``, a path or URL that tables may lie under, in one step: half of it is never there."""
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(path)
+    folder, _, name = path.rpartition("/")
+    files.create_dir(folder)
+    draft = f"{folder}/.{name}.{uuid4().hex}"
+    with files.open_output_stream(draft) as file:
+        file.write(text.encode())
+    files.move(draft, path)
