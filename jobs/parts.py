@@ -1,7 +1,7 @@
 """A Delta table that Spark's Python processes write themselves: a file a task, all of them named by the driver in one commit.
 
-What was computed in Arrow would else become rows of Spark and then columns of Parquet once more, in the JVM: a third of the
-processor time of a training set (docs/decisions/0035).
+What was computed in Arrow would else become rows of Spark and then columns of Parquet once more, in the JVM: half of the time of a
+training set's last stage (docs/decisions/0035).
 """
 
 from __future__ import annotations
