@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from feature_repo.archived import Events, Wanted, read_events
-from feature_repo.delta_files import read_file
+from feature_repo.delta_files import open_dataset, read_file
 from feature_repo.positions import position_of
 from schemas.contracts import Contract
 from schemas.envelope import ATTRIBUTES, SPECIFICATION
@@ -118,7 +118,7 @@ def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable
     try:
         table = DeltaTable(path, version=complete_version(settings) if version is None else version)
         files = pa.table(table.get_add_actions(flatten=True))
-        dataset = table.to_pyarrow_dataset()
+        dataset = open_dataset(table, path)
         return ArchiveTable(table.version(), _newest_ms(files, dataset), dataset, _oldest(files))
     except TableNotFoundError as error:
         raise JobError(f"there is no archive in {path}", hint="headrace archive") from error
@@ -156,7 +156,7 @@ def control_records(settings: Settings, topics: Sequence[str], found: dict[tuple
     path = control_path(settings)
     try:
         table = DeltaTable(path)
-        rows = table.to_pyarrow_dataset().to_table(columns=["topic", "offset", "value"], filter=pc.field("topic").isin(list(topics)))
+        rows = open_dataset(table, path).to_table(columns=["topic", "offset", "value"], filter=pc.field("topic").isin(list(topics)))
     except TableNotFoundError:
         return None
     except DeltaError as error:

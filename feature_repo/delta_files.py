@@ -16,9 +16,11 @@ from schemas.errors import JobError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from deltalake import CommitProperties, DeltaTable
+    from pyarrow.dataset import Dataset
 
-__all__ = ["Part", "append_once", "read_file", "replace_by_parts", "table_files", "table_version", "write_file", "write_part",
-           "write_table"]
+__all__ = ["Part", "append_once", "begin_replacing", "open_dataset", "read_file", "replace_by_parts", "table_files", "table_version",
+           "write_file", "write_part", "write_table"]
 
 ROW_GROUP_ROWS = 1 << 16
 """16 MB of thirty numbers."""
@@ -34,6 +36,15 @@ class Part:
     rows: int
     first_ms: int
     last_ms: int
+
+
+def open_dataset(table: DeltaTable, path: str) -> Dataset:
+    """The files of ``table``, which is at ``path``, as Arrow reads them itself. Through delta-rs, which is called back in Python, each
+    second process that ended soon after a read was aborted on its way out (exit code 134)."""
+    from pyarrow import fs
+
+    files, folder = fs.FileSystem.from_uri(path)
+    return table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(folder, files))
 
 
 def table_files(path: str) -> tuple[list[str], int]:
@@ -68,7 +79,7 @@ def write_table(path: str, table: pa.Table, *, append: bool = False) -> None:
         if append:
             write_deltalake(path, table, mode="append")
         else:
-            write_deltalake(path, table, mode="overwrite", schema_mode="overwrite")
+            write_deltalake(path, table, mode="overwrite", schema_mode="overwrite", commit_properties=_at_once())
     except DeltaError as error:
         raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
 
@@ -115,26 +126,49 @@ def write_part(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) 
     return Part(file, files.get_file_info(f"{folder}/{file}").size, rows, min(first_ms), max(last_ms))
 
 
-def replace_by_parts(path: str, schema: pa.Schema, parts: Sequence[Part], properties: Mapping[str, str]) -> None:
-    """Make the rows of ``parts`` the newest version of the table at ``path``, all of them or none; a table made anew has ``properties``.
+def begin_replacing(path: str, schema: pa.Schema, properties: Mapping[str, str]) -> DeltaTable:
+    """The table at ``path`` as it is now, for ``replace_by_parts``; where there is none, one without rows that has ``properties``.
 
-    Raises JobError where another writer was faster.
+    It is made before its parts are: files in a folder without a table would be taken for one, and VACUUM does not go there.
     """
     from deltalake import DeltaTable, Schema
     from deltalake.exceptions import DeltaError
-    from deltalake.transaction import AddAction, create_table_with_add_actions
+    from deltalake.transaction import create_table_with_add_actions
 
-    now_ms, fields = int(time.time() * 1000), Schema.from_arrow(schema)
+    try:
+        if not DeltaTable.is_deltatable(path):
+            create_table_with_add_actions(path, Schema.from_arrow(schema), [], mode="error", configuration=properties,
+                                          commit_properties=_at_once())
+        return DeltaTable(path)
+    except DeltaError as error:
+        raise JobError(f"the table {path} cannot be made: {error}", hint="is somebody else building it?") from error
+
+
+def replace_by_parts(table: DeltaTable, schema: pa.Schema, parts: Sequence[Part]) -> None:
+    """Make the rows of ``parts`` the next version of ``table``, all of them or none.
+
+    Raises JobError where it has another version by now.
+    """
+    from deltalake import Schema
+    from deltalake.exceptions import DeltaError
+    from deltalake.transaction import AddAction
+
+    now_ms = int(time.time() * 1000)
     actions: list[Any] = [AddAction(part.file, part.size, {}, now_ms, True, json.dumps({
         "numRecords": part.rows, "minValues": {"event_time": part.first_ms}, "maxValues": {"event_time": part.last_ms},
         "nullCount": {"event_time": 0}})) for part in parts]
     try:
-        if DeltaTable.is_deltatable(path):
-            DeltaTable(path).create_write_transaction(actions, "overwrite", fields)
-        else:
-            create_table_with_add_actions(path, fields, actions, mode="error", configuration=properties)
+        table.create_write_transaction(actions, "overwrite", Schema.from_arrow(schema), commit_properties=_at_once())
     except DeltaError as error:
-        raise JobError(f"the table {path} cannot be written: {error}", hint="is somebody else building it?") from error
+        raise JobError(f"the table {table.table_uri} cannot be replaced: {error}", hint="is somebody else building it?") from error
+
+
+def _at_once() -> CommitProperties:
+    """As the next version or not at all. Of commits that it tries again delta-rs lets some pass that both add all rows: over an empty
+    table, over none, and over files that OPTIMIZE has replaced meanwhile."""
+    from deltalake import CommitProperties
+
+    return CommitProperties(max_commit_retries=0)
 
 
 def read_file(path: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from feature_repo.delta_files import read_file
 from jobs.events import bronze, bronze_path, complete_path
 from jobs.spark import LOG_HOURS, read_text, write_text
 from schemas.errors import JobError
@@ -61,7 +62,7 @@ def pins(spark: SparkSession, settings: Settings, paths: Sequence[str]) -> list[
     if complete:
         found.append(_pin(spark, settings, "last complete version", int(complete), needed=True))
     for path in paths:
-        manifest = read_text(spark, f"{path}/_manifest.json")
+        manifest = read_file(f"{path}/_manifest.json")  # Hadoop would hold it to a checksum that it once wrote beside another one
         version = json.loads(manifest).get("bronze_version") if manifest else None
         if version is not None:
             found.append(_pin(spark, settings, path.rsplit("/", 1)[1], version))

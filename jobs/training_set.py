@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from feature_repo.archive_table import FOR_EVER, open_archive
-from feature_repo.delta_files import replace_by_parts, write_file, write_table
+from feature_repo.delta_files import begin_replacing, replace_by_parts, write_file, write_table
 from feature_repo.identity import digest, row_digests
 from feature_repo.labelled import key_columns, labelled_records, labelled_rows
 from feature_repo.models import ModelSpec
@@ -130,12 +130,13 @@ class _Asked:
         as_of_ms = archive.newest_ms if self.as_of_ms is None else self.as_of_ms
         known = bronze(spark, self.settings, archive.version).where(F.col("arrival_ms") <= as_of_ms)
         schema = _schema(self.spec.service, logged=self.mode == "served")
+        table = begin_replacing(self.path, schema, PROPERTIES)
         source = _Source(known, self.spec, self.start_ms, self.end_ms, as_of_ms, PartWriter(self.path, schema))
         counted, told = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
         parts, content = written(told)
         counts = {name: int(value or 0) for name, value in counted.get.items()}
         manifest = self._manifest(archive.version, as_of_ms, archive.oldest_ms(_sources(self.spec.service)), counts, content)
-        replace_by_parts(self.path, schema, parts, PROPERTIES)
+        replace_by_parts(table, schema, parts)
         return manifest
 
     def _manifest(self, version: int, as_of_ms: int, history_from_ms: int | None, counts: dict[str, int], content: int) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import deltalake
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
 from feature_repo.archive_table import bronze_path, open_archive
-from feature_repo.delta_files import Part, replace_by_parts, table_files, table_version, write_part, write_table
+from feature_repo.delta_files import Part, begin_replacing, replace_by_parts, table_files, write_part, write_table
 from feature_repo.identity import digest, row_digests
 from jobs.parts import PARTS, PartWriter, written
 from schemas.errors import JobError
@@ -32,7 +34,7 @@ def table(path: str, version: int | None = None) -> pa.Table:
 
 
 def replace(path: str, *parts: Part) -> None:
-    replace_by_parts(path, SCHEMA, parts, PROPERTIES)
+    replace_by_parts(begin_replacing(path, SCHEMA, PROPERTIES), SCHEMA, parts)
 
 
 def test_a_version_has_the_rows_of_its_parts_and_none_besides(tmp_path: Path) -> None:
@@ -47,30 +49,60 @@ def test_a_version_has_the_rows_of_its_parts_and_none_besides(tmp_path: Path) ->
     write_table(path, before)
     replace(path, write_part(path, SCHEMA, [rows(30, 3)]))
     assert table(path).equals(pa.Table.from_batches([rows(30, 3)]))
-    assert table(path, 0).num_rows == 20
-    assert deltalake.DeltaTable(path, version=1).to_pyarrow_table().equals(before)
+    assert table(path, 1).num_rows == 20
+    assert deltalake.DeltaTable(path, version=2).to_pyarrow_table().equals(before)
     assert deltalake.DeltaTable(path).metadata().configuration == PROPERTIES
     replace(path)
     assert (table(path).num_rows, table(path).schema.names) == (0, SCHEMA.names)
-    assert table_files(path) == ([], 3)
+    assert table_files(path) == ([], 4)
 
 
-def test_of_two_who_build_one_set_the_slower_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def compacted(path: str) -> None:
+    deltalake.DeltaTable(path).optimize.compact()
+
+
+def replaced(path: str) -> None:
+    replace(path, write_part(path, SCHEMA, [rows(20, 3)]))
+
+
+def replaced_in_process(path: str) -> None:
+    write_table(path, pa.Table.from_batches([rows(20, 3)]))
+
+
+@pytest.mark.parametrize(("before", "meanwhile"), [(0, replaced), (0, replaced_in_process), (2, replaced), (2, replaced_in_process),
+                                                  (2, compacted)])
+def test_of_two_who_write_one_table_the_slower_is_told(tmp_path: Path, before: int, meanwhile: Any) -> None:
     path = str(tmp_path)
-    replace(path, write_part(path, SCHEMA, [rows(0, 3)]))
-    mine, others = (write_part(path, SCHEMA, [rows(first, 3)]) for first in (10, 20))
-    commit = deltalake.DeltaTable.create_write_transaction
-
-    def overtaken(self: Any, *arguments: Any) -> None:
-        monkeypatch.undo()
-        replace(path, others)
-        commit(self, *arguments)
-
-    monkeypatch.setattr(deltalake.DeltaTable, "create_write_transaction", overtaken)
+    replace(path, *(write_part(path, SCHEMA, [rows(i, 1)]) for i in range(before)))
+    table_before = begin_replacing(path, SCHEMA, PROPERTIES)
+    mine = write_part(path, SCHEMA, [rows(10, 3)])
+    meanwhile(path)
+    theirs = table(path)
     with pytest.raises(JobError, match="somebody else"):
-        replace(path, mine)
-    assert table(path).equals(pa.Table.from_batches([rows(20, 3)]))
-    assert table_version(path) == 1
+        replace_by_parts(table_before, SCHEMA, [mine])
+    assert table(path).equals(theirs)
+
+
+def test_of_many_who_make_one_table_one_does(tmp_path: Path) -> None:
+    def build(path: str, first: int) -> bool:
+        try:
+            replace(path, write_part(path, SCHEMA, [rows(first, 3)]))
+        except JobError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        for turn in range(10):
+            path = str(tmp_path / str(turn))
+            assert any(pool.map(build, [path] * 4, range(0, 12, 3)))
+            assert table(path).num_rows == 3
+
+
+def test_a_table_that_could_not_be_filled_has_no_rows(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    begin_replacing(path, SCHEMA, PROPERTIES)
+    write_part(path, SCHEMA, [rows(0, 3)])
+    assert (table(path).num_rows, table_files(path)) == (0, ([], 0))
 
 
 def test_spark_writes_a_file_a_task_and_reads_what_they_hold(spark: Any, tmp_path: Path) -> None:
@@ -85,6 +117,16 @@ def test_spark_writes_a_file_a_task_and_reads_what_they_hold(spark: Any, tmp_pat
     assert read.sort("event_time").toArrow().equals(whole)
     assert {Path(file).name for file in read.where("event_time < 100").inputFiles()} == {part.file for part in parts if part.first_ms < 100}
     assert read.where("event_time < 100").count() == 100
+
+
+def test_arrow_reads_the_archive_itself(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    bronze = pa.table({"topic": ["a.b", "c d"], "arrival_ms": [1, 2], "event_time": [1, 2]})
+    deltalake.write_deltalake(bronze_path(settings), bronze, partition_by=["topic"])
+    dataset = open_archive(settings).dataset
+    assert isinstance(dataset.filesystem, fs.SubTreeFileSystem)
+    assert isinstance(dataset.filesystem.base_fs, fs.LocalFileSystem), "one that calls Python back may abort a process that ends"
+    assert sorted(dataset.to_table().to_pylist(), key=lambda row: row["arrival_ms"]) == bronze.to_pylist()
 
 
 def test_when_the_last_record_arrived_needs_no_statistics(tmp_path: Path) -> None:
