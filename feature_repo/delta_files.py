@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
     from pyarrow.dataset import Dataset
 
-__all__ = ["Part", "append_once", "begin_replacing", "open_dataset", "read_file", "replace_by_parts", "table_files", "table_version",
-           "write_file", "write_part", "write_table"]
+__all__ = ["Part", "append_once", "begin_replacing", "commit_note", "open_dataset", "read_file", "replace_by_parts", "table_files",
+           "table_version", "write_file", "write_part", "write_table"]
 
 ROW_GROUP_ROWS = 1 << 16
 """16 MB of thirty numbers."""
@@ -39,8 +39,8 @@ class Part:
 
 
 def open_dataset(table: DeltaTable, path: str) -> Dataset:
-    """The files of ``table``, which is at ``path``, as Arrow reads them itself. Through delta-rs, which is called back in Python, each
-    second process that ended soon after a read was aborted on its way out (exit code 134)."""
+    """The files of ``table``, which is at ``path``, as Arrow reads them itself. Through delta-rs' own file system, which is called back
+    in Python, 7 of 18 processes that ended after a read were aborted on their way out (exit code 134)."""
     from pyarrow import fs
 
     files, folder = fs.FileSystem.from_uri(path)
@@ -70,8 +70,15 @@ def table_version(path: str) -> int:
         raise JobError(f"the table {path} cannot be read: {error}") from error
 
 
-def write_table(path: str, table: pa.Table, *, append: bool = False) -> None:
-    """Make ``table``, after what is there if ``append``, the newest version of the Delta table at ``path``."""
+def commit_note(path: str, name: str) -> str | None:
+    """What the newest commit with a note of that name says; None where the log of the table at ``path`` holds none."""
+    from deltalake import DeltaTable
+
+    return next((str(commit[name]) for commit in DeltaTable(path).history() if name in commit), None)
+
+
+def write_table(path: str, table: pa.Table, *, append: bool = False, note: Mapping[str, str] | None = None) -> None:
+    """Make ``table``, after what is there if ``append``, the newest version of the Delta table at ``path``; ``note`` stands in its log."""
     from deltalake import write_deltalake
     from deltalake.exceptions import DeltaError
 
@@ -79,7 +86,7 @@ def write_table(path: str, table: pa.Table, *, append: bool = False) -> None:
         if append:
             write_deltalake(path, table, mode="append")
         else:
-            write_deltalake(path, table, mode="overwrite", schema_mode="overwrite", commit_properties=_at_once())
+            write_deltalake(path, table, mode="overwrite", schema_mode="overwrite", commit_properties=_at_once(note))
     except DeltaError as error:
         raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
 
@@ -144,8 +151,8 @@ def begin_replacing(path: str, schema: pa.Schema, properties: Mapping[str, str])
         raise JobError(f"the table {path} cannot be made: {error}", hint="is somebody else building it?") from error
 
 
-def replace_by_parts(table: DeltaTable, schema: pa.Schema, parts: Sequence[Part]) -> None:
-    """Make the rows of ``parts`` the next version of ``table``, all of them or none.
+def replace_by_parts(table: DeltaTable, schema: pa.Schema, parts: Sequence[Part], note: Mapping[str, str] | None = None) -> None:
+    """Make the rows of ``parts`` the next version of ``table``, all of them or none; ``note`` stands in its log.
 
     Raises JobError where it has another version by now.
     """
@@ -158,17 +165,17 @@ def replace_by_parts(table: DeltaTable, schema: pa.Schema, parts: Sequence[Part]
         "numRecords": part.rows, "minValues": {"event_time": part.first_ms}, "maxValues": {"event_time": part.last_ms},
         "nullCount": {"event_time": 0}})) for part in parts]
     try:
-        table.create_write_transaction(actions, "overwrite", Schema.from_arrow(schema), commit_properties=_at_once())
+        table.create_write_transaction(actions, "overwrite", Schema.from_arrow(schema), commit_properties=_at_once(note))
     except DeltaError as error:
         raise JobError(f"the table {table.table_uri} cannot be replaced: {error}", hint="is somebody else building it?") from error
 
 
-def _at_once() -> CommitProperties:
+def _at_once(note: Mapping[str, str] | None = None) -> CommitProperties:
     """As the next version or not at all. Of commits that it tries again delta-rs lets some pass that both add all rows: over an empty
     table, over none, and over files that OPTIMIZE has replaced meanwhile."""
     from deltalake import CommitProperties
 
-    return CommitProperties(max_commit_retries=0)
+    return CommitProperties(custom_metadata=dict(note or {}), max_commit_retries=0)
 
 
 def read_file(path: str) -> str | None:

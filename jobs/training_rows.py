@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from feature_repo.bundle import as_input
-from feature_repo.delta_files import table_files
+from feature_repo.delta_files import commit_note, table_files
 from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS
 from schemas.errors import FindingError, JobError
 
-__all__ = ["UNLABELLED_AT_MOST", "Period", "Rows", "TrainingSet", "check_gap", "check_known", "count_labels", "open_training_set",
-           "parse_period", "read_rows"]
+__all__ = ["CONTENT_HASH", "UNLABELLED_AT_MOST", "Period", "Rows", "TrainingSet", "check_gap", "check_known", "count_labels",
+           "open_training_set", "parse_period", "read_rows"]
 
+CONTENT_HASH = "content_hash"
+"""Of a training set: in its manifest, and in the log of its table."""
 EPOCH = date(1970, 1, 1)
 UNLABELLED_AT_MOST = 0.01
 """Above this share, labels are not mature: what is missing is not missing at random."""
@@ -111,6 +113,8 @@ def open_training_set(source: Any, spec: ModelSpec) -> TrainingSet:
         elif (Path(source) / "_delta_log").is_dir():
             files, version = table_files(str(source))
             opened = TrainingSet(ds.dataset(files), files, {"table": Path(source).name, "version": version, **built_from(source)})
+            if (committed := commit_note(str(source), CONTENT_HASH)) is not None and committed != opened.origin.get(CONTENT_HASH):
+                raise JobError(f"the manifest beside the training set {source} is not of this build", hint="build it again")
         else:
             dataset = ds.dataset(str(source))
             opened = TrainingSet(dataset, list(dataset.files), {"table": Path(source).name})

@@ -25,6 +25,7 @@ from jobs.lineage import lineage
 from jobs.parts import PARTS, PartWriter, written
 from jobs.served import logged
 from jobs.spark import DELETED_FILE_RETENTION, use_session
+from jobs.training_rows import CONTENT_HASH
 from schemas.errors import FindingError, JobError
 from schemas.settings import Settings
 
@@ -120,7 +121,7 @@ class _Asked:
         built = labelled_rows(archive, self.spec, self.start_ms, self.end_ms, as_of_ms, ideal=self.mode == "ideal")
         manifest = self._manifest(archive.version, as_of_ms, archive.oldest_ms(_sources(self.spec.service)), built.counts,
                                   digest(row_digests(built.table)))
-        write_table(self.path, built.table)
+        write_table(self.path, built.table, note=_note(manifest))
         return manifest
 
     def on_spark(self, spark: SparkSession) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class _Asked:
         parts, content = written(told)
         counts = {name: int(value or 0) for name, value in counted.get.items()}
         manifest = self._manifest(archive.version, as_of_ms, archive.oldest_ms(_sources(self.spec.service)), counts, content)
-        replace_by_parts(table, schema, parts)
+        replace_by_parts(table, schema, parts, _note(manifest))
         return manifest
 
     def _manifest(self, version: int, as_of_ms: int, history_from_ms: int | None, counts: dict[str, int], content: int) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class _Asked:
             "rows": counts["transactions"] - counts["unlabelled"], **counts,
             "labelled_percent": round(100 * (1 - counts["unlabelled"] / counts["transactions"]), 2),
             "as_of_ms": as_of_ms, "history_from_ms": history_from_ms, "labels_mature": as_of_ms >= self.end_ms + self.spec.label_delay_ms,
-            "bronze_version": version, "seed": self.spec.seed, "content_hash": f"{content:016x}",
+            "bronze_version": version, "seed": self.spec.seed, CONTENT_HASH: f"{content:016x}",
         }
 
 
@@ -199,6 +200,11 @@ class _Source:
         return counted, found.observe(
             counted, F.count_if(one).alias("transactions"), F.count_if(one & F.col("label").isNull()).alias("unlabelled"),
             F.sum(F.when(one, F.col("label"))).alias("positives"))
+
+
+def _note(manifest: dict[str, Any]) -> dict[str, str]:
+    """What stands in the table's log, so that ``open_training_set`` sees whether the manifest beside the table is its own."""
+    return {CONTENT_HASH: manifest[CONTENT_HASH]}
 
 
 def _sources(service: FeatureService) -> list[str]:

@@ -19,6 +19,7 @@ from feature_repo.churn import CHURN
 from feature_repo.fraud import FRAUD, SERVICE
 from feature_repo.oracle import feature_values
 from feature_repo.views import DAY_MS
+from jobs.training_rows import open_training_set
 from jobs.training_set import Engine, Mode, build_training_set
 from schemas.churn import CANCELLATIONS, PURCHASES, REQUESTS
 from schemas.errors import DefinitionError, FindingError, JobError
@@ -83,6 +84,29 @@ def test_a_set_that_cannot_be_built_leaves_the_former_one(spark: Any, homes: dic
     assert before.num_rows
     assert table(built.path).equals(before)
     assert json.loads(Path(built.path, "_manifest.json").read_text())["content_hash"] == built.manifest["content_hash"]
+
+
+@pytest.mark.parametrize("engine", ["spark", "process"])
+def test_a_manifest_of_another_build_is_told(spark: Any, homes: dict[int, Settings], engine: Engine,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(as_of_ms: int) -> str:
+        own = spark if engine == "spark" else None
+        return build_training_set(homes[SEEDS[1]], FRAUD, START, START + 3 * DAY_MS, "known", own, as_of_ms, engine=engine).path
+
+    path = build(END)
+    assert open_training_set(path, FRAUD).origin["table"] == Path(path).name
+
+    def killed(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as between:
+        between.setattr("jobs.training_set.write_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(START + 10 * DAY_MS)
+    with pytest.raises(JobError, match="not of this build"):
+        open_training_set(path, FRAUD)
+    build(END)
+    assert open_training_set(path, FRAUD).origin["as_of_ms"] == END
 
 
 def shop(seed: int) -> pa.Table:
