@@ -88,7 +88,8 @@ def write_table(path: str, table: pa.Table, *, append: bool = False, note: Mappi
         else:
             write_deltalake(path, table, mode="overwrite", schema_mode="overwrite", commit_properties=_at_once(note))
     except DeltaError as error:
-        raise JobError(f"the table {path} cannot be written: {error}", hint="is there a table of another kind?") from error
+        raise JobError(f"the table {path} cannot be written: {error}",
+                       hint="is somebody else writing it, or is there a table of another kind?") from error
 
 
 def append_once(path: str, table: pa.Table, name: str) -> bool:
@@ -113,7 +114,8 @@ def append_once(path: str, table: pa.Table, name: str) -> bool:
 
 
 def write_part(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Part:
-    """One file of the table at ``path`` with the rows of ``batches``, of which there is at least one; they have an ``event_time``."""
+    """One file in the folder of the table at ``path``, which is there (``begin_replacing``), with the rows of ``batches``, of which
+    there is at least one; they have an ``event_time``."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -121,7 +123,6 @@ def write_part(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) 
 
     texts = [field.name for field in schema if pa.types.is_string(field.type)]  # dictionaries of numbers take as long as all else
     files, folder = fs.FileSystem.from_uri(path)
-    files.create_dir(folder)
     file = f"part-{uuid4().hex}.snappy.parquet"
     rows, first_ms, last_ms = 0, [], []
     with pq.ParquetWriter(f"{folder}/{file}", schema, filesystem=files, use_dictionary=texts) as writer:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from feature_repo.delta_files import read_file
 from jobs.events import bronze, bronze_path, complete_path
-from jobs.spark import LOG_HOURS, read_text, write_text
+from jobs.spark import DELETED_FILE_RETENTION, LOG_HOURS, read_text, write_text
 from schemas.errors import JobError
 from schemas.settings import Settings
 
@@ -80,7 +80,7 @@ def remembered_hours(spark: SparkSession, path: str) -> float:
     from delta.tables import DeltaTable
 
     properties = DeltaTable.forPath(spark, path).detail().select("properties").collect()[0][0]
-    return LOG_HOURS if properties.get("delta.deletedFileRetentionDuration") == f"interval {LOG_HOURS} hours" else DELTA_HOURS
+    return LOG_HOURS if properties.get("delta.deletedFileRetentionDuration") == DELETED_FILE_RETENTION else DELTA_HOURS
 
 
 def advance_complete(spark: SparkSession, settings: Settings) -> int | None:

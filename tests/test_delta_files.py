@@ -33,21 +33,26 @@ def table(path: str, version: int | None = None) -> pa.Table:
     return found.sort_by("event_time")
 
 
+def part(path: str, *batches: pa.RecordBatch) -> Part:
+    begin_replacing(path, SCHEMA, PROPERTIES)
+    return write_part(path, SCHEMA, batches)
+
+
 def replace(path: str, *parts: Part) -> None:
     replace_by_parts(begin_replacing(path, SCHEMA, PROPERTIES), SCHEMA, parts)
 
 
 def test_a_version_has_the_rows_of_its_parts_and_none_besides(tmp_path: Path) -> None:
     path = str(tmp_path / "sets" / "one")
-    first, second = write_part(path, SCHEMA, [rows(0, 10), rows(10, 5)]), write_part(path, SCHEMA, [rows(15, 5)])
-    write_part(path, SCHEMA, [rows(0, 10)])  # of a task that was tried again
+    first, second = part(path, rows(0, 10), rows(10, 5)), part(path, rows(15, 5))
+    part(path, rows(0, 10))  # of a task that was tried again
     replace(path, first, second)
     assert (first.rows, first.first_ms, first.last_ms, second.rows) == (15, 0, 14, 5)
     assert table(path).equals(pa.Table.from_batches([rows(0, 20)]))
     assert deltalake.DeltaTable(path).metadata().configuration == PROPERTIES
     before = pa.table({"other": [1, 2]})
     write_table(path, before)
-    replace(path, write_part(path, SCHEMA, [rows(30, 3)]))
+    replace(path, part(path, rows(30, 3)))
     assert table(path).equals(pa.Table.from_batches([rows(30, 3)]))
     assert table(path, 1).num_rows == 20
     assert deltalake.DeltaTable(path, version=2).to_pyarrow_table().equals(before)
@@ -62,7 +67,7 @@ def compacted(path: str) -> None:
 
 
 def replaced(path: str) -> None:
-    replace(path, write_part(path, SCHEMA, [rows(20, 3)]))
+    replace(path, part(path, rows(20, 3)))
 
 
 def replaced_in_process(path: str) -> None:
@@ -73,9 +78,9 @@ def replaced_in_process(path: str) -> None:
                                                   (2, compacted)])
 def test_of_two_who_write_one_table_the_slower_is_told(tmp_path: Path, before: int, meanwhile: Any) -> None:
     path = str(tmp_path)
-    replace(path, *(write_part(path, SCHEMA, [rows(i, 1)]) for i in range(before)))
+    replace(path, *(part(path, rows(i, 1)) for i in range(before)))
     table_before = begin_replacing(path, SCHEMA, PROPERTIES)
-    mine = write_part(path, SCHEMA, [rows(10, 3)])
+    mine = part(path, rows(10, 3))
     meanwhile(path)
     theirs = table(path)
     with pytest.raises(JobError, match="somebody else"):
@@ -83,10 +88,19 @@ def test_of_two_who_write_one_table_the_slower_is_told(tmp_path: Path, before: i
     assert table(path).equals(theirs)
 
 
-def test_of_many_who_make_one_table_one_does(tmp_path: Path) -> None:
+def by_parts(path: str, first: int) -> None:
+    replace(path, part(path, rows(first, 3)))
+
+
+def in_process(path: str, first: int) -> None:
+    write_table(path, pa.Table.from_batches([rows(first, 3)]))
+
+
+@pytest.mark.parametrize("write", [by_parts, in_process])
+def test_of_many_who_make_one_table_one_does(tmp_path: Path, write: Any) -> None:
     def build(path: str, first: int) -> bool:
         try:
-            replace(path, write_part(path, SCHEMA, [rows(first, 3)]))
+            write(path, first)
         except JobError:
             return False
         return True
@@ -101,7 +115,7 @@ def test_of_many_who_make_one_table_one_does(tmp_path: Path) -> None:
 def test_a_table_that_could_not_be_filled_has_no_rows(tmp_path: Path) -> None:
     path = str(tmp_path)
     begin_replacing(path, SCHEMA, PROPERTIES)
-    write_part(path, SCHEMA, [rows(0, 3)])
+    part(path, rows(0, 3))
     assert (table(path).num_rows, table_files(path)) == (0, ([], 0))
 
 
