@@ -156,12 +156,11 @@ def _live(url: str, events: Any) -> tuple[list[float], int]:
     child = multiprocessing.get_context("spawn").Process(target=_go_on, args=(url, began))
     child.start()
     spent = []
-    for turn in range(LIVE_S * READS_PER_S):
-        due = began + turn / READS_PER_S
-        time.sleep(max(0.0, due - time.monotonic()))
-        at = t + turn * 1000 // READS_PER_S
+    # At moments drawn at random: evenly spaced, each tenth read would come at the very moment of a write.
+    for after_s in np.sort(np.random.default_rng(4).random(LIVE_S * READS_PER_S) * LIVE_S).tolist():
+        time.sleep(max(0.0, began + after_s - time.monotonic()))
         start = time.perf_counter()
-        _read(reader, at)
+        _read(reader, t + int(after_s * 1000))
         spent.append(1000 * (time.perf_counter() - start))
     child.join()
     reader.close()
