@@ -157,7 +157,7 @@ class RetrainDecision(msgspec.Struct, frozen=True):
 
 
 class RetrainRequest(msgspec.Struct, frozen=True):
-    """A granted retrain. ``pins``: topic/partition -> offset up to and without which it may read; ``detections`` are the evidence."""
+    """A granted retrain. ``pins``: topic/partition -> the offset before which its monitor had read; ``detections`` are the evidence."""
 
     retrain_id: Id
     model: str
@@ -199,7 +199,7 @@ CONTROL: dict[str, Contract] = {
     WINDOWS: _contract("monitor-window", WindowPart, "What one partition holds of a model's window: counts that add up."),
     DETECTIONS: _contract("drift-detection", Detection, "An alarm that begins, with its evidence."),
     DECISIONS: _contract("retraining-decision", RetrainDecision, "What policy and governor decided, with the reason."),
-    REQUESTS: _contract("retraining-request", RetrainRequest, "A retrain that was granted, with all that it may read."),
+    REQUESTS: _contract("retraining-request", RetrainRequest, "A retrain that was granted, with its evidence."),
     RUNS: _contract("retraining-run", RunRecord, "What the runner of a retrain says of it."),
     ASKS: _contract("retrain-ask", RetrainAsk, "A person asks for a retrain."),
     APPROVALS: APPROVAL,

@@ -124,4 +124,4 @@ def read_settings(**overrides: object) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise SettingsError(f"setting {PREFIX}{name.upper()} is not usable: {first['msg']}",
-                            hint="`headrace doctor` lists every setting") from error
+                            hint="unset it, then `headrace doctor --settings` lists every setting") from error

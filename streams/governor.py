@@ -52,8 +52,8 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Ask(Input):
-    """``episode`` names the cause: ``drift:<ms>``, ``calendar:<week>``, ``labels:<count>``, ``manual:<id>``. ``began`` is how many
-    labels had matured when it began (None: as many as now)."""
+    """``episode`` names the cause: ``drift:<ms>``, ``calendar:<number of the period>``, ``labels:<matured / label_volume>``,
+    ``manual:<id>``. ``began`` is how many labels had matured when it began (None: as many as now)."""
 
     model: str
     champion: str

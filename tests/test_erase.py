@@ -24,6 +24,7 @@ from jobs.parity import parity, parity_path
 from jobs.training_set import build_training_set
 from schemas.errors import DefinitionError
 from schemas.settings import Settings
+from schemas.topics import ONE_PARTITION, catalogue
 from services.commands.erase import kafka_until, personal_field, text
 from tests.log_world import DAYS, START, Logged, World, decoded, hostile_world, serve
 from tests.small_model import promote_small_model
@@ -243,3 +244,5 @@ def test_only_a_person_can_be_erased() -> None:
     assert until["transactions"] == 30 * DAY_MS
     assert until["transactions.dlq"] == 90 * DAY_MS
     assert set(kafka_until(Settings(time="replay"), "card_id", 0).values()) == {None}
+    fraud = Settings(use_cases=("fraud",))
+    assert set(kafka_until(fraud, "card_id", 0)) == {topic.name for topic in catalogue(fraud)} - ONE_PARTITION

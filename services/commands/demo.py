@@ -18,7 +18,7 @@ SPARK_MEMORY = "512m"  # of a machine with 4 GiB, beside everything else
 
 
 def register(subparsers: Subparsers) -> None:
-    parser = add_command(subparsers, "demo", run, help="start everything, simulate, train, score, drift, retrain, check; one table",
+    parser = add_command(subparsers, "demo", run, help="start stream and loop, simulate, train, score, drift, retrain, check; one table",
                          example="headrace demo --days 120 --keep")
     parser.add_argument("--days", type=int, default=120, metavar="N", help="days to simulate (default %(default)s)")
     parser.add_argument("--cards", type=int, default=1500, metavar="N", help="cards, two transactions a day each (default %(default)s)")

@@ -27,7 +27,7 @@ def register(subparsers: Subparsers) -> None:
     _canary(actions)
     for name, run, text in (("advance", advance, "the next step of the canary; after the last one its version is the champion"),
                             ("rollback", rollback, "end the canary, or go back to what was live before; again: one further"),
-                            ("pause", pause, "from now on only people release: what a retrain makes is rejected, a canary stands still"),
+                            ("pause", pause, "from now on only people release: what a retrain makes is not, a canary stands still"),
                             ("resume", resume, "let retrains release again, and the canary go on")):
         parser = _action(actions, name, run, f"headrace release {name} --why 'alerts doubled'", text)
         parser.add_argument("--model", help="default: the first")

@@ -54,6 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
         reader.close()
     decision = log.answer(ASKS, log.publish(ASKS, ask, at_ms), ("requested", "declined"))
     facts = {"asked": msgspec.to_builtins(ask), "decision": None if decision is None else msgspec.to_builtins(decision)}
-    said = "no answer: is a worker up? see `headrace status`"
+    said = "no answer: is the loop up? see `headrace status`"
     show(arguments, facts, said if decision is None else f"{decision.what} {decision.retrain_id}: {decision.reason}")
     return 0 if decision is not None and decision.what == "requested" else 1

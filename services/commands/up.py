@@ -30,7 +30,7 @@ class Stopped(BaseException):
 
 
 def register(subparsers: Subparsers) -> None:
-    parser = add_command(subparsers, "up", run, help="start Kafka, Redis, workers, scorer and HTTP API, and watch over them",
+    parser = add_command(subparsers, "up", run, help="start Kafka, Redis, workers, scorers, loop, runner, guard and HTTP API",
                          example="headrace up --workers 2")
     parser.add_argument("--workers", type=int, metavar="N", help="feature workers (setting HEADRACE_WORKERS)")
     parser.add_argument("--detach", action="store_true", help="return once everything is up; `headrace down` stops it")
