@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.evaluations import EVALUATIONS
 from schemas.settings import Settings
-from schemas.topics import answered_topic, dead_letter_topic
+from schemas.topics import answered_topic, dead_letter_topic, reasons_topic, shadow_topic
 from schemas.use_cases import TRAFFIC
 
 if TYPE_CHECKING:
@@ -35,10 +35,11 @@ def personal_fields() -> set[str]:
 
 
 def topics_of(field: str) -> tuple[list[str], list[str], list[str]]:
-    """(sources, their dead letters, what scorers and the join derive) whose records name a person by ``field`` or, evaluations, as key."""
+    """(sources, their dead letters, what is derived of predictions) whose records name a person by ``field`` or as key."""
     sources = [topic for traffic in TRAFFIC for topic, contract in traffic.sources.items() if field in contract.personal_data]
     predictions = [topic for traffic in TRAFFIC for topic, contract in traffic.predictions.items() if field in contract.personal_data]
-    return sources, [dead_letter_topic(topic) for topic in sources], [*predictions, *map(answered_topic, predictions), EVALUATIONS]
+    derived = [name_of(topic) for topic in predictions for name_of in (str, answered_topic, reasons_topic, shadow_topic)]
+    return sources, [dead_letter_topic(topic) for topic in sources], [*derived, EVALUATIONS]
 
 
 def names(field: str, entity: str) -> Column:

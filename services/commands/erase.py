@@ -57,11 +57,10 @@ def personal_field(word: str) -> str:
 def kafka_until(settings: Settings, field: str, now_ms: int) -> dict[str, int | None]:
     """By topic, when what it holds now is gone from Kafka; None: by size only, as in replays."""
     from jobs.erasures import topics_of
-    from schemas.topics import PREDICTION_TOPICS, catalogue, reasons_topic, shadow_topic, valid_topic
+    from schemas.topics import catalogue, valid_topic
 
     sources, dead_letters, predictions = topics_of(field)
-    of_models = [each(topic) for topic in predictions if topic in PREDICTION_TOPICS for each in (reasons_topic, shadow_topic)]
-    mine = {*sources, *dead_letters, *predictions, *of_models, *map(valid_topic, sources)}
+    mine = {*sources, *dead_letters, *predictions, *map(valid_topic, sources)}
     kept = {topic.name: int(topic.config["retention.ms"]) for topic in catalogue(settings) if topic.name in mine}
     return {name: now_ms + ms if ms >= 0 else None for name, ms in kept.items()}
 

@@ -37,7 +37,7 @@ POPULATION = 300_000
 KNOWN_AFTER_MS = 6 * DAY_MS
 FEAST_ROWS = 100_000
 TURNS = 5
-"""Tenths of a second, so the first touch of memory is a third of the first turn, whoever's it is."""
+"""By turns, for each takes tenths of a second, and the first also loads code and touches memory."""
 WINDOWS = {**{f"{m}m": m * MINUTE_MS for m in (1, 10, 60)}, **{f"{d}d": d * DAY_MS for d in (1, 7, 30)}}
 TWELVE = FeatureView(
     name="twelve", entity="card_id", source=TRANSACTIONS, columns=(Column("amount_minor", scale=100),),
