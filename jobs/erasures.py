@@ -38,8 +38,8 @@ def topics_of(field: str) -> tuple[list[str], list[str], list[str]]:
     """(sources, their dead letters, what is derived of predictions) whose records name a person by ``field`` or as key."""
     sources = [topic for traffic in TRAFFIC for topic, contract in traffic.sources.items() if field in contract.personal_data]
     predictions = [topic for traffic in TRAFFIC for topic, contract in traffic.predictions.items() if field in contract.personal_data]
-    derived = [name_of(topic) for topic in predictions for name_of in (str, answered_topic, reasons_topic, shadow_topic)]
-    return sources, [dead_letter_topic(topic) for topic in sources], [*derived, EVALUATIONS]
+    beside = [of(topic) for topic in predictions for of in (answered_topic, reasons_topic, shadow_topic)]
+    return sources, [dead_letter_topic(topic) for topic in sources], [*predictions, *beside, EVALUATIONS]
 
 
 def names(field: str, entity: str) -> Column:
