@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from schemas.topics import SOURCES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "bronze_path", "complete_path", "control_path", "control_records", "open_archive"]
+__all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "bronze_path", "complete_path", "contradicted", "control_path", "control_records",
+           "events_in", "newest_archived", "open_archive", "read_group"]
 
 BATCH_ROWS = 1 << 17
 """Values decoded at once: some 20 MB a thread."""
@@ -80,32 +82,54 @@ class ArchiveTable:
         """How many records those row groups hold: an upper bound that reads no data."""
         return sum(group.count_rows() for group in self.row_groups(topic, arrived_from_ms, arrived_until_ms))
 
+    def spans(self, topic: str) -> dict[int, tuple[int, int]]:
+        """Partition -> first and last offset of ``topic``; reads two columns of it."""
+        rows = self.dataset.to_table(columns=["partition", "offset"], filter=_within(topic, 0, FOR_EVER))
+        found = rows.group_by("partition").aggregate([("offset", "min"), ("offset", "max")])
+        return {row["partition"]: (row["offset_min"], row["offset_max"]) for row in found.to_pylist()}
+
     def oldest_ms(self, topics: Sequence[str]) -> int | None:
         """When the first record of ``topics`` arrived, by the statistics of their files; None where there is none."""
         return min((self.oldest[topic] for topic in topics if topic in self.oldest), default=None)
 
     def batches(self, topic: str, arrived_from_ms: int, arrived_until_ms: int, decode: Callable[[pa.RecordBatch], Any]) -> list[Any]:
         """``decode`` of each batch with COLUMNS, in the table's order, by as many threads as there are cores."""
-        within = _within(topic, arrived_from_ms, arrived_until_ms)
-
         def of_group(group: Any) -> list[Any]:
-            return [decode(batch) for batch in group.to_batches(columns=COLUMNS, filter=within, schema=self.dataset.schema,
-                                                                batch_size=BATCH_ROWS, use_threads=False) if batch.num_rows]
+            return list(map(decode, read_group(group, self.dataset.schema, topic, arrived_from_ms, arrived_until_ms)))
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(chain.from_iterable(pool.map(of_group, self.row_groups(topic, arrived_from_ms, arrived_until_ms))))
 
     def read(self, wanted: Wanted, arrived_until_ms: int = FOR_EVER) -> Arrived:
         """The wanted events that arrived by ``arrived_until_ms``."""
-        contract = SOURCES[wanted.source]
+        parts = self.batches(wanted.source, wanted.arrived_from_ms, arrived_until_ms, partial(events_in, wanted))
+        return _joined(parts, wanted)
 
-        def decode(batch: pa.RecordBatch) -> tuple[Events, Any]:
-            arrival = batch["arrival_ms"].to_numpy()
-            found = read_events(wanted, batch["value"], arrival, ~contradicted(batch["headers"], contract))
-            partition, offset = (batch[name].to_numpy()[found.rows].astype(np.int64) for name in ("partition", "offset"))
-            return found, np.stack((arrival[found.rows], position_of(wanted.source, partition, offset)), axis=1)
 
-        return _joined(self.batches(wanted.source, wanted.arrived_from_ms, arrived_until_ms, decode), wanted)
+def read_group(group: Any, schema: pa.Schema, topic: str, arrived_from_ms: int, arrived_until_ms: int) -> Iterator[pa.RecordBatch]:
+    """COLUMNS of what a row group, one of ``ArchiveTable.row_groups`` of a dataset of ``schema``, holds of that."""
+    batches = group.to_batches(columns=COLUMNS, filter=_within(topic, arrived_from_ms, arrived_until_ms), schema=schema,
+                               batch_size=BATCH_ROWS, use_threads=False)
+    return (batch for batch in batches if batch.num_rows)
+
+
+def events_in(wanted: Wanted, batch: pa.RecordBatch) -> tuple[Events, Any]:
+    """The wanted events of a batch with COLUMNS, and their ``Arrived.arrivals``."""
+    arrival = batch["arrival_ms"].to_numpy()
+    found = read_events(wanted, batch["value"], arrival, ~contradicted(batch["headers"], SOURCES[wanted.source]))
+    partition, offset = (batch[name].to_numpy()[found.rows].astype(np.int64) for name in ("partition", "offset"))
+    return found, np.stack((arrival[found.rows], position_of(wanted.source, partition, offset)), axis=1)
+
+
+def newest_archived(settings: Settings) -> int:
+    """The archive's newest version, be it complete or not. Raises JobError where there is no archive."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
+    try:
+        return int(DeltaTable(bronze_path(settings)).version())
+    except TableNotFoundError as error:
+        raise _no_archive(settings) from error
 
 
 def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable:
@@ -121,9 +145,13 @@ def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable
         dataset = open_dataset(table, path)
         return ArchiveTable(table.version(), _newest_ms(files, dataset), dataset, _oldest(files))
     except TableNotFoundError as error:
-        raise JobError(f"there is no archive in {path}", hint="headrace archive") from error
+        raise _no_archive(settings) from error
     except DeltaError as error:
         raise JobError(f"the archive in {path} cannot be read in process: {error}", hint="--engine spark") from error
+
+
+def _no_archive(settings: Settings) -> JobError:
+    return JobError(f"there is no archive in {bronze_path(settings)}", hint="headrace archive")
 
 
 def _newest_ms(files: pa.Table, dataset: Any) -> int:
@@ -204,8 +232,8 @@ def _joined(parts: Sequence[tuple[Events, Any]], wanted: Wanted) -> Arrived:
     def column(pick: Any) -> Any:
         return np.concatenate([pick(found) for found in events])
 
-    whole = Events(np.empty(0, np.int64), column(lambda e: e.event_time), column(lambda e: e.id_hash), column(lambda e: e.admitted),
-                   {name: column(lambda e, name=name: e.records[name]) for name in nothing.records},
+    whole = Events(np.empty(0, np.int64), column(lambda e: e.admitted),
+                   {name: column(lambda e, name=name: e.words[name]) for name in wanted.words},
                    {name: column(lambda e, name=name: e.numbers[name]) for name in wanted.numbers}, {})
     return Arrived(whole, np.concatenate([arrivals for _, arrivals in parts]),
                    {name: pa.chunked_array([found.texts[name] for found in events]) for name in wanted.texts})

@@ -17,10 +17,15 @@ from schemas.topics import SOURCES
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["NO_ID_HASH", "Events", "Wanted", "read_events"]
+__all__ = ["NO_ID_HASH", "Events", "Wanted", "read_events", "word_names"]
 
 NO_ID_HASH = 1
 """What an event id whose hash is 0 has instead: 0 is the floor record's."""
+
+
+def word_names(view: FeatureView) -> tuple[str, ...]:
+    """The words of a record of ``view``, in its order, by names that no field of a contract has. Views of one source share words."""
+    return ("event_time", "id_hash", *(f"{'hash' if column.hashed else 'word'}_{column.field}" for column in view.columns))
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ class Wanted:
         return tuple((bit, view) for bit, view in enumerate(self.views) if view.source == self.source)
 
     @property
+    def words(self) -> tuple[str, ...]:
+        """Of all records of this source, and of an event's identity."""
+        return tuple(dict.fromkeys(("event_time", "id_hash", *(name for _, view in self.own for name in word_names(view)))))
+
+    @property
     def arrived_from_ms(self) -> int:
         """What arrived before that has a later event time at most by skew, or is a dead letter."""
         return self.first_ms - skew_ms(self.views, self.source)
@@ -49,15 +59,25 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Events:
-    """m events as columns: ``rows`` of the batch they were, int64[m] each, ``records`` int64[m, words] by view, ``texts`` Arrow."""
+    """m events as columns: ``rows`` of the batch they were, int64[m] each, as ``words`` by ``word_names`` are; ``texts`` Arrow."""
 
     rows: Any
-    event_time: Any
-    id_hash: Any
     admitted: Any
-    records: dict[str, Any]
+    words: dict[str, Any]
     numbers: dict[str, Any]
     texts: dict[str, pa.Array]
+
+    @property
+    def event_time(self) -> Any:
+        return self.words["event_time"]
+
+    @property
+    def id_hash(self) -> Any:
+        return self.words["id_hash"]
+
+    def records(self, view: FeatureView) -> Any:
+        """int64[m, words], for a view of the events' source."""
+        return np.stack([self.words[name] for name in word_names(view)], axis=1)
 
 
 def read_events(wanted: Wanted, values: pa.Array, arrival_ms: Any, usable: Any) -> Events:
@@ -73,13 +93,15 @@ def read_events(wanted: Wanted, values: pa.Array, arrival_ms: Any, usable: Any) 
     time, arrival = found.numbers["event_time"], arrival_ms[found.rows]
     kept = np.flatnonzero((time >= wanted.first_ms) & (time < wanted.end_ms) & (time <= arrival + skew_ms(wanted.views, wanted.source)))
     time, arrival = time[kept], arrival[kept]
-    words = {name: column[kept] for name, column in {**found.numbers, **found.hashed}.items()}
-    identity = np.where(words["event_id"] == 0, NO_ID_HASH, words["event_id"])
+    ids = found.hashed["event_id"][kept]
+    words = {"event_time": time, "id_hash": np.where(ids == 0, NO_ID_HASH, ids),
+             **{f"hash_{name}": column[kept] for name, column in found.hashed.items()},
+             **{f"word_{name}": column[kept] for name, column in found.numbers.items()}}
     admitted = np.zeros(len(kept), np.int64)
     for bit, view in wanted.own:
         on_time = (time <= arrival + view.max_skew_ms) & (arrival - time <= view.allowed_lateness_ms)
         admitted |= on_time.astype(np.int64) << bit
-    records = {view.name: np.stack([time, identity, *(words[column.field] for column in view.columns)], axis=1) for _, view in wanted.own}
     whole = len(kept) == len(found.rows)
     texts = {name: text if whole else text.take(kept) for name, text in found.texts.items()}
-    return Events(found.rows[kept], time, identity, admitted, records, {name: words[name] for name in wanted.numbers}, texts)
+    return Events(found.rows[kept], admitted, {name: words[name] for name in wanted.words},
+                  {name: words[f"word_{name}"] for name in wanted.numbers}, texts)

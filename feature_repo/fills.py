@@ -51,7 +51,7 @@ DONE = b"done "
 class Plan:
     """What a backfill brings in: records of ``bronze_version`` with floor_ms < event time and start_ms <= event time < end_ms.
 
-    ``floor_ms`` is None where nothing is known of what reads need.
+    ``floor_ms`` is None where nothing is known of what reads need. Which entities make a unit is the ``engine``'s own affair.
     """
 
     bronze_version: int
@@ -59,6 +59,7 @@ class Plan:
     floor_ms: int | None
     start_ms: int | None
     end_ms: int | None
+    engine: str = "spark"
 
     @property
     def everything(self) -> bool:

@@ -111,7 +111,7 @@ def _fill(values: Any, service: FeatureService, view: FeatureView, source: Arriv
     bit, n = service.views.index(view), len(queries)
     asked = np.zeros(max(codes.max(initial=-1), of_queries.max(initial=-1)) + 1, bool)
     asked[of_queries] = True
-    of_view = source.events.records[view.name]
+    of_view = source.events.records(view)
 
     def sorted_events() -> Any:
         events = np.flatnonzero((source.events.admitted >> bit & 1).astype(bool) & asked[codes])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from struct import Struct
 
 from feature_repo.layout import entity_key, tiles_key
 from feature_repo.marks import hot_key
@@ -13,9 +14,9 @@ from feature_repo.tiles import events_in
 from feature_repo.views import FeatureView
 from feature_repo.wire import Script, Wire, pack
 
-__all__ = ["IDENTITY_BYTES", "remove_pairs", "remove_records", "remove_sets"]
+__all__ = ["IDENTITY", "remove_pairs", "remove_records", "remove_sets"]
 
-IDENTITY_BYTES = 16
+IDENTITY = Struct("<qq")
 """Event time and id hash: how a record begins."""
 BATCH = 1000
 

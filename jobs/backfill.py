@@ -1,7 +1,7 @@
 """Backfill: every admitted record of the archive that a read can need is brought into a view's sets, while workers append to them.
 
-Entities are hashed into units; a Spark task brings in a few, one after the other, and a unit is done when the store says so
-(``feature_repo.fills``). What is not done, because the driver or a task died or the store went back in time, is done again.
+Entities are hashed into units, which are brought in one after the other (``jobs.fill_rows``), and a unit is done when the store says so
+(``feature_repo.fills``). What is not done, because a process died or the store went back in time, is done again.
 """
 
 from __future__ import annotations
@@ -9,41 +9,34 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import groupby, pairwise
-from math import gcd
-from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import SecretStr
 
 from feature_repo.appends import floor_ms
+from feature_repo.archive_table import bronze_path, newest_archived
 from feature_repo.fills import Fill, Fills, Plan
 from feature_repo.marks import scored_ms_key
-from feature_repo.union import Counts, Entity, Pace, SetUnion
+from feature_repo.union import Counts, Pace
 from feature_repo.views import FeatureService, FeatureView
 from feature_repo.wire import Wire, pack
-from jobs.entities import whole_entities
-from jobs.events import bronze, bronze_path, events, newest_version
+from jobs.fill_rows import PARTITIONS_PER_TASK, UNITS_PER_PARTITION, FillRows, ProcessRows, Seen, SparkRows, Task
 from jobs.lineage import lineage
 from jobs.spark import use_session
 from schemas.errors import JobError, StoreError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import SparkSession
 
-__all__ = ["Backfilled", "Course", "backfill"]
+__all__ = ["Backfilled", "Course", "Engine", "backfill", "fits_in_process"]
 
-PARTITIONS_PER_TASK = 4
-UNITS_PER_PARTITION = 8
+Engine = Literal["auto", "spark", "process"]
 ROUNDS = 5
 LOOK_EVERY_S = 0.5
-END_MS = 2**62
-COLUMNS = ("unit", *asdict(Counts()))
-SCHEMA = ", ".join(f"{name} long" for name in COLUMNS)
+NOTHING = Seen(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,7 @@ class Backfilled:
     """
 
     view: str
+    engine: str
     dry_run: bool
     units: int
     units_before: int
@@ -86,40 +80,57 @@ class Course:
 
 def backfill(settings: Settings, url: str, view: FeatureView, services: Sequence[FeatureService], *, start_ms: int | None = None,
              end_ms: int | None = None, rate: float | None = None, dry_run: bool = False, spark: SparkSession | None = None,
-             tell: Callable[[Course], None] = lambda course: None) -> Backfilled:
+             engine: Engine = "auto", tell: Callable[[Course], None] = lambda course: None) -> Backfilled:
     """Bring the archive's admitted records with start_ms <= event time < end_ms into the sets of ``view``.
 
     ``services`` are all that are scored anywhere, as in ``SetWriter``.
 
-    Killed at any moment and run again it goes on with the units that were not done, over the version of the archive that it had.
-    A run after a finished one looks at everything again, and adds nothing. With ``dry_run`` sets are read and compared, and
+    ``engine`` ``process`` reads the archive in this process, ``spark`` on Spark, ``auto`` in this process where no more than
+    ``settings.process_rows`` archived records are needed, and no session is given.
+
+    Killed at any moment and run again it goes on with the units that were not done, over the version of the archive and with the engine
+    that it had. A run after a finished one looks at everything again, and adds nothing. With ``dry_run`` sets are read and compared, and
     nothing is written. Raises JobError where there is no archive, or the store goes back in time again and again; StoreError
     where it does not answer.
     """
-    with lineage(settings, "backfill") as told, use_session(spark, settings, "backfill") as own:
+    with lineage(settings, "backfill") as told, ExitStack() as stack:
         began = time.monotonic()
-        version = newest_version(own, settings)
-        if version < 0:
-            raise JobError(f"there is no archive in {bronze_path(settings)}", hint="headrace archive")
-        tasks = own.sparkContext.defaultParallelism
-        floor = _floor_ms(url, view, services, settings.partitions)
-        plan = Plan(version, tasks * PARTITIONS_PER_TASK * UNITS_PER_PARTITION, floor, start_ms, end_ms)
+        version, floor = newest_archived(settings), _floor_ms(url, view, services, settings.partitions)
+
+        def archive_of(engine: str) -> FillRows:
+            if engine == "process":
+                return ProcessRows(settings)
+            return SparkRows(stack.enter_context(use_session(spark, settings, "backfill")), settings)
+
+        if engine == "auto":
+            small = spark is None and fits_in_process(settings, url, view, services, start_ms=start_ms, end_ms=end_ms)
+            engine = "process" if small else "spark"
+        archive = archive_of(engine)
+        plan = Plan(version, archive.tasks * PARTITIONS_PER_TASK * UNITS_PER_PARTITION, floor, start_ms, end_ms, archive.engine)
         fills = Fills(url, view)
-        try:
-            fill = Fill("", plan) if dry_run else fills.begin(plan)
-            run = _Run(own, settings, view, fill, _Task(view, SecretStr(url), None if dry_run else fill, Pace(tasks, rate)), fills)
-            told.reads_table(bronze_path(settings), fill.plan.bronze_version)
-            with _watched(run, url, began, tell):
-                total = run.units()
-            if not dry_run:
-                told.writes_sets(url, view.versioned_name)
-            short_of = {partition: offset for partition, (offset, _) in fills.shortages().items() if offset}
-        finally:
-            fills.close()
-        return Backfilled(view.versioned_name, dry_run, fill.plan.units, run.before, run.again, run.rows, run.invalid, run.late,
-                          **asdict(total), floor_ms=fill.plan.floor_ms, bronze_version=fill.plan.bronze_version,
-                          bronze_version_after=newest_version(own, settings), short_of=short_of,
+        stack.callback(fills.close)
+        fill = Fill("", plan) if dry_run else fills.begin(plan)
+        if fill.plan.engine != archive.engine:
+            archive = archive_of(fill.plan.engine)
+        task = Task(view, SecretStr(url), None if dry_run else fill, Pace(archive.tasks, rate))
+        run = _Run(archive, view, fill, task, fills)
+        told.reads_table(bronze_path(settings), fill.plan.bronze_version)
+        with _watched(run, url, began, tell):
+            total = run.units()
+        if not dry_run:
+            told.writes_sets(url, view.versioned_name)
+        short_of = {partition: offset for partition, (offset, _) in fills.shortages().items() if offset}
+        return Backfilled(view.versioned_name, archive.engine, dry_run, fill.plan.units, run.before, run.again, run.seen.rows,
+                          run.seen.rows - run.seen.valid, run.seen.late, **asdict(total), floor_ms=fill.plan.floor_ms,
+                          bronze_version=fill.plan.bronze_version, bronze_version_after=newest_archived(settings), short_of=short_of,
                           seconds=round(time.monotonic() - began, 2))
+
+
+def fits_in_process(settings: Settings, url: str, view: FeatureView, services: Sequence[FeatureService], *, start_ms: int | None = None,
+                    end_ms: int | None = None) -> bool:
+    """Whether so few archived records are needed that no Spark is: what ``engine`` ``auto`` asks when it is given no session."""
+    plan = Plan(newest_archived(settings), 1, _floor_ms(url, view, services, settings.partitions), start_ms, end_ms)
+    return ProcessRows(settings).count(view, plan) <= settings.process_rows
 
 
 def _floor_ms(url: str, view: FeatureView, services: Sequence[FeatureService], partitions: int) -> int | None:
@@ -139,17 +150,14 @@ def _floor_ms(url: str, view: FeatureView, services: Sequence[FeatureService], p
 class _Run:
     """The units of one run, in as many rounds as it takes."""
 
-    spark: SparkSession
-    settings: Settings
+    archive: FillRows
     view: FeatureView
     fill: Fill
-    task: _Task
+    task: Task
     fills: Fills
     before: int = 0
     again: int = 0
-    rows: int = 0
-    invalid: int = 0
-    late: int = 0
+    seen: Seen = NOTHING
 
     def units(self) -> Counts:
         total = Counts()
@@ -171,78 +179,21 @@ class _Run:
 
     def _made_up(self) -> dict[int, tuple[int, int]]:
         """The shortages of the sets (``feature_repo.marks``) that this run makes up for: the archive has what came before."""
-        from pyspark.sql import functions as F
-
         short = {partition: begun for partition, begun in self.fills.shortages().items() if begun[0]}
         if not short or not self.fill.plan.everything:
             return {}
-        archive = bronze(self.spark, self.settings, self.fill.plan.bronze_version).where(F.col("topic") == self.view.source)
-        spans = archive.groupBy("partition").agg(F.min("offset").alias("first"), F.max("offset").alias("last")).collect()
-        has = {row["partition"]: row for row in spans}
-        history = any(partition < 0 for partition in has)
+        spans = self.archive.spans(self.fill.plan.bronze_version, self.view.source)
+        history = any(partition < 0 for partition in spans)
         return {partition: begun for partition, begun in short.items()
-                if partition in has and has[partition]["last"] >= begun[0] - 1 and (has[partition]["first"] == 0 or history)}
+                if partition in spans and spans[partition][1] >= begun[0] - 1 and (spans[partition][0] == 0 or history)}
 
     def _round(self, done: set[int]) -> list[dict[str, int]]:
-        """Do the units that are not ``done``; one dict a unit that has records, whether it was brought in or not."""
-        from pyspark.sql import Observation
-        from pyspark.sql import functions as F
-
         if len(done) == self.fill.plan.units:
             return []
-        plan, read, typed = self.fill.plan, Observation(), Observation()
-        first = max(plan.start_ms or 0, plan.floor_ms + 1 if plan.floor_ms is not None else 0)
-        arrived = F.col("arrival_ms") >= first - self.view.max_skew_ms
-        if plan.end_ms is not None:
-            arrived &= F.col("arrival_ms") < plan.end_ms + self.view.allowed_lateness_ms
-        archive = bronze(self.spark, self.settings, plan.bronze_version).where((F.col("topic") == self.view.source) & arrived)
-        rows = events(archive.observe(read, F.count("*").alias("rows")), self.view.source, (self.view,))
-        inside = (F.col("event_time") >= first) & (F.col("event_time") < (plan.end_ms or END_MS))
-        rows = rows.observe(typed, F.count("*").alias("valid"), F.count_if(inside & (F.col("admitted") == 0)).alias("late"))
-        unit = F.pmod(F.hash(self.view.entity), F.lit(plan.units)).alias("unit")
-        rows = rows.where(inside & (F.col("admitted") == 1)).select(self.view.entity, self.view.name, unit)
-        if done:
-            rows = rows.where(~F.col("unit").isin(*done))
-        # The shuffle hashes an entity likewise, so where the number of units is a multiple of its partitions, each holds whole units.
-        partitions = gcd(plan.units, self.task.pace.tasks * PARTITIONS_PER_TASK)
-        rows = rows.repartition(partitions, self.view.entity).sortWithinPartitions("unit", self.view.entity)
-        found = [row.asDict() for row in rows.mapInArrow(self.task, SCHEMA).collect()]
-        if not self.rows:
-            self.rows, self.late = read.get["rows"], typed.get["late"]
-            self.invalid = self.rows - typed.get["valid"]
+        found, seen = self.archive.fill(self.fill.plan, self.task, done)
+        if self.seen is NOTHING:
+            self.seen = seen
         return found
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What a Spark task does with its units."""
-
-    view: FeatureView
-    url: SecretStr
-    fill: Fill | None
-    pace: Pace
-
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        schema = pa.schema([(name, pa.int64()) for name in COLUMNS])
-        union = SetUnion(self.url.get_secret_value(), self.view, self.fill, self.pace)
-        try:
-            for unit, entities in groupby(self._entities(batches), itemgetter(0)):
-                counts = union.unit(unit, map(itemgetter(1), entities)) or Counts()
-                yield pa.RecordBatch.from_pylist([{"unit": unit, **asdict(counts)}], schema=schema)
-        finally:
-            union.close()
-
-    def _entities(self, batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, Entity]]:
-        import numpy as np
-
-        for table in whole_entities(batches, self.view.entity):
-            names = table[self.view.entity].to_numpy(zero_copy_only=False)
-            units, records = table["unit"].to_numpy(), table[self.view.name].to_numpy(zero_copy_only=False).tolist()
-            bounds = [0, *(np.flatnonzero(names[1:] != names[:-1]) + 1).tolist(), len(names)]
-            for start, end in pairwise(bounds):
-                yield int(units[start]), (names[start], records[start:end])
 
 
 @contextmanager

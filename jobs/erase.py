@@ -20,7 +20,7 @@ from feature_repo.marks import NOTHING, Progress, applied_key
 from feature_repo.models import ModelSpec, Outcomes, UseCase
 from feature_repo.pairs import joined_models
 from feature_repo.positions import OFFSETS, PARTITION_SHIFT, PARTITIONS
-from feature_repo.removal import IDENTITY_BYTES, remove_pairs, remove_records, remove_sets
+from feature_repo.removal import IDENTITY, remove_pairs, remove_records, remove_sets
 from feature_repo.use_cases import USE_CASES, fed_views, use_cases
 from feature_repo.versions import read_registry, view_of
 from feature_repo.views import DAY_MS, FeatureView
@@ -167,10 +167,8 @@ def _rows(mine: DataFrame, view: FeatureView) -> DataFrame:
 
 
 def _identities(mine: DataFrame, view: FeatureView) -> Iterator[tuple[str, bytes]]:
-    from pyspark.sql import functions as F
-
-    rows = _rows(mine, view).select(view.entity, F.substring(view.name, 1, IDENTITY_BYTES))
-    return ((row[0], bytes(row[1])) for row in rows.toLocalIterator())
+    rows = _rows(mine, view).select(view.entity, "event_time", "id_hash")
+    return ((entity, IDENTITY.pack(*words)) for entity, *words in rows.toLocalIterator())
 
 
 def _scored(mine: DataFrame, told: Outcomes, specs: Sequence[ModelSpec]) -> Iterator[tuple[str, int]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from feature_repo.archive_table import bronze_path, complete_path
-from feature_repo.archived import Wanted, read_events
+from feature_repo.archived import Events, Wanted, read_events
 from feature_repo.positions import position_of
 from feature_repo.views import FeatureView, skew_ms
 from jobs.arrow_batches import map_values
-from jobs.features import as_bytes
 from jobs.spark import read_text
 from schemas.admission import admit
 from schemas.contracts import Contract
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import Column, DataFrame, SparkSession
 
-__all__ = ["bronze", "bronze_path", "bronze_version", "clock_record", "complete_path", "contents", "end_offsets", "events",
-           "newest_version", "valid_records"]
+__all__ = ["bronze", "bronze_path", "bronze_version", "clock_record", "complete_path", "contents", "end_offsets", "event_rows",
+           "event_schema", "events", "newest_version", "valid_records", "wanted_events"]
 
 
 def bronze_version(spark: SparkSession, settings: Settings) -> int:
@@ -76,15 +77,38 @@ def events(archive: DataFrame, source: str, views: Sequence[FeatureView], number
     """The valid records of ``source`` with first <= event time < end.
 
     Columns: event_id, event_time, arrival_ms, position, ``numbers`` (int64); and with ``sets`` the entities of all ``views``,
-    ``admitted`` (bit i: in the sets of ``views[i]``) and one binary column per view of this source, the record exactly as the
-    online store holds it. Dead letters have no row; late records have one, with bits unset.
+    ``admitted`` (bit i: in the sets of ``views[i]``) and the words of the records that the online store holds, each once
+    (``feature_repo.archived.word_names``, int64). Dead letters have no row; late records have one, with bits unset.
     """
-    entities = tuple(dict.fromkeys(view.entity for view in views)) if sets else ()
-    wanted = Wanted(source, tuple(views), tuple(dict.fromkeys(("event_id", *entities))), tuple(numbers), *event_time)
-    of_sets = ["admitted int", *(f"{view.name} binary" for _, view in wanted.own)] if sets else []
-    schema = ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *(f"{name} string" for name in entities),
-                        *(f"{name} long" for name in numbers), *of_sets])
-    return map_values(_columns(archive, source, wanted.arrived_from_ms), _typed(wanted, sets), schema)
+    wanted = wanted_events(source, views, numbers, event_time, sets=sets)
+    return map_values(_columns(archive, source, wanted.arrived_from_ms), _typed(wanted, sets), event_schema(wanted, sets))
+
+
+def wanted_events(source: str, views: Sequence[FeatureView], numbers: Sequence[str], event_time: tuple[int, int], *, sets: bool) -> Wanted:
+    """What ``events`` decodes."""
+    entities = (view.entity for view in views) if sets else ()
+    return Wanted(source, tuple(views), tuple(dict.fromkeys(("event_id", *entities))), tuple(numbers), *event_time)
+
+
+def event_schema(wanted: Wanted, sets: bool) -> str:
+    """The Spark schema of ``event_rows``."""
+    texts = [f"{name} string" for name in wanted.texts if name != "event_id"]
+    numbers = [*wanted.numbers, *(name for name in wanted.words if sets and name != "event_time")]
+    return ", ".join(["event_id string", "event_time long", "arrival_ms long", "position long", *texts,
+                      *(f"{name} long" for name in numbers), *(["admitted int"] if sets else [])])
+
+
+def event_rows(wanted: Wanted, found: Events, arrival_ms: Any, position: Any, sets: bool) -> pa.RecordBatch:
+    """The columns that ``events`` promises."""
+    import pyarrow as pa
+
+    columns = {"event_id": found.texts["event_id"], "event_time": pa.array(found.event_time), "arrival_ms": pa.array(arrival_ms),
+               "position": pa.array(position), **{name: found.texts[name] for name in wanted.texts if name != "event_id"},
+               **{name: pa.array(column) for name, column in found.numbers.items()}}
+    if sets:
+        columns |= {name: pa.array(words) for name, words in found.words.items()}
+        columns["admitted"] = pa.array(found.admitted.astype(np.int32))
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def contents(archive: DataFrame, source: str, views: Sequence[FeatureView]) -> DataFrame:
@@ -164,9 +188,6 @@ def _objects(column: pa.Array) -> list[Any]:
 def _typed(wanted: Wanted, sets: bool) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
 
     def typed(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import numpy as np
-        import pyarrow as pa
-
         contract = SOURCES[wanted.source]
         fits: dict[str, bool] = {}
         for batch in batches:
@@ -176,13 +197,6 @@ def _typed(wanted: Wanted, sets: bool) -> Callable[[Iterator[pa.RecordBatch]], I
             usable = np.array([fits[text] for text in stated.dictionary.to_pylist()], bool)[stated.indices.to_numpy()]
             found = read_events(wanted, batch["value"], batch["arrival_ms"].to_numpy(), usable)
             partition, offset, arrival = (batch[name].to_numpy()[found.rows] for name in ("partition", "offset", "arrival_ms"))
-            columns = {"event_id": found.texts["event_id"], "event_time": pa.array(found.event_time), "arrival_ms": pa.array(arrival),
-                       "position": pa.array(position_of(wanted.source, partition.astype(np.int64), offset)),
-                       **{name: found.texts[name] for name in wanted.texts if name != "event_id"},
-                       **{name: pa.array(column) for name, column in found.numbers.items()}}
-            if sets:
-                columns["admitted"] = pa.array(found.admitted.astype(np.int32))
-                columns |= {name: as_bytes(records) for name, records in found.records.items()}
-            yield pa.RecordBatch.from_pydict(columns)
+            yield event_rows(wanted, found, arrival, position_of(wanted.source, partition.astype(np.int64), offset), sets)
 
     return typed

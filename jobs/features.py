@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from feature_repo.archived import word_names
 from feature_repo.history import entity_codes
 from feature_repo.kernel import EXCLUDE, INCLUDE, NONE, sort_order, sweep, sweep_values
 from feature_repo.positions import from_source
@@ -103,15 +104,18 @@ def sweep_entities(rows: DataFrame, others: Mapping[str, DataFrame], service: Fe
     for entity in entities:
         bits = [(bit, view) for bit, view in enumerate(service.views) if view.entity == entity]
         for source in dict.fromkeys(view.source for _, view in bits if view.source != service.source):
-            names = [view.name for _, view in bits if view.source == source]
-            event_columns = (entity, "event_time", "arrival_ms", "position", "admitted", *names)
+            words = dict.fromkeys(name for _, view in bits if view.source == source for name in word_names(view))
+            event_columns = (entity, "arrival_ms", "position", "admitted", *words)
             rows = rows.unionByName(others[source].select(*event_columns).withColumn("query", F.lit(False)), allowMissingColumns=True)
         # No sort: the kernel orders an entity's records itself, by counting. Adaptive execution makes partitions of 64 MB of these.
         rows = rows.repartition(entity)
         names = [view.name for _, view in bits]
         last = entity == entities[-1]
-        stage = _Stage(entity, tuple(bits), service.source, answer, ideal, tuple(answered), finish if last else None)
-        fields = [f"{field.name} {field.dataType.simpleString()}" for field in rows.schema if field.name not in names]
+        to_come = entities[entities.index(entity) + 1:]
+        needed = {"event_time", *(name for view in service.views if view.entity in to_come for name in word_names(view))}
+        spent = tuple(dict.fromkeys(name for _, view in bits for name in word_names(view) if name not in needed))
+        stage = _Stage(entity, tuple(bits), service.source, answer, ideal, tuple(answered), spent, finish if last else None)
+        fields = [f"{field.name} {field.dataType.simpleString()}" for field in rows.schema if field.name not in spent]
         carried = ", ".join([*fields, *(f"{name}_read binary" for name in names)])
         rows = rows.mapInArrow(stage, schema if last else carried)
         answered += names
@@ -120,7 +124,7 @@ def sweep_entities(rows: DataFrame, others: Mapping[str, DataFrame], service: Fe
 
 @dataclass(frozen=True)
 class _Stage:
-    """What one entity's shuffle does with its rows."""
+    """What one entity's shuffle does with its rows. ``answered`` are the views before it, ``spent`` the words that nobody needs after."""
 
     entity: str
     bits: tuple[tuple[int, FeatureView], ...]
@@ -128,6 +132,7 @@ class _Stage:
     answer: Answer
     ideal: bool
     answered: tuple[str, ...]
+    spent: tuple[str, ...]
     finish: Finish | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -153,7 +158,7 @@ class _Stage:
         own_rows[queries] = True
         for name, of_view in self._answers(table, codes, queries, self._own(table, queries)).items():
             table = table.append_column(f"{name}_read", as_bytes(of_view).take(index))
-        table = table.drop_columns([view.name for _, view in self.bits])
+        table = table.drop_columns(list(self.spent))
         return one_batch(table.filter(pa.array(own_rows)) if not own_rows.all() else table)
 
     def _finish(self, table: pa.Table, codes: Any, queries: Any) -> pa.RecordBatch:
@@ -162,7 +167,7 @@ class _Stage:
         assert self.finish is not None
         own = self._own(table, queries)
         answers = self._answers(table, codes, queries, own)
-        table = table.drop_columns([view.name for _, view in self.bits])
+        table = table.drop_columns(list(self.spent))
         of_queries, reads = table.take(queries), [f"{name}_read" for name in self.answered]
         answers |= {name: from_bytes(of_queries[read]) for name, read in zip(self.answered, reads, strict=True)}
         return self.finish(of_queries, table.drop_columns(reads).take(pa.array(own, mask=own < 0)), answers)
@@ -186,11 +191,15 @@ class _Stage:
         t = table["event_time"].to_numpy()[queries]
         horizons = np.full((len(queries), 2), SEES_ALL) if self.ideal else arrivals.take(queries, axis=0)
         taken = cache(lambda: table.take(queries))  # few ask
+        word = cache(lambda name: table[name].fill_null(0).to_numpy())
+
+        def records(view: FeatureView, rows: Any) -> Any:
+            return np.stack([word(name).take(rows) for name in word_names(view)], axis=1)
+
         answers = {}
         for bit, view in self.bits:
-            records, row_of = records_of(view, table[view.name])
             events = np.flatnonzero(admitted & (1 << bit))
-            in_set = records.take(row_of[events], axis=0)
+            in_set = records(view, events)
             order = sort_order(view, codes[events], in_set)
             events = events[order]
             counts = np.bincount(codes[events], minlength=len(codes))
@@ -198,17 +207,11 @@ class _Stage:
             current, modes = np.zeros((len(queries), view.record_words), np.int64), np.full(len(queries), NONE)
             if view.source == self.source:
                 here = own >= 0
-                current[here] = records.take(row_of[own[here]], axis=0)
+                current[here] = records(view, own[here])
                 modes[here] = INCLUDE if view.include_current else EXCLUDE
             answers[view.name] = self.answer(Reads(view, in_set.take(order, axis=0), arrivals.take(events, axis=0),
                                                    ends - counts[codes[queries]], ends, t, current, modes, horizons, taken, own >= 0))
         return answers
-
-
-def records_of(view: FeatureView, column: pa.ChunkedArray) -> tuple[Any, Any]:
-    """The records in a binary column as int64[m, words], and for each row of the column its record (-1: null)."""
-    valid = column.is_valid().to_numpy()
-    return from_bytes(column, np.int64, view.record_words), np.where(valid, np.cumsum(valid) - 1, -1)
 
 
 def as_bytes(matrix: Any) -> pa.Array:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feature_repo.archive_table import FOR_EVER
+from feature_repo.archive_table import FOR_EVER, open_archive
 from feature_repo.moments import HistoryMode, Moments, needs, not_archived
 from feature_repo.views import FeatureService
-from jobs.events import bronze, events
+from jobs.archive_rows import ArchiveRows
 from jobs.features import Finish, feature_columns, history_ms, read_values, sweep_entities
 from jobs.spark import use_session
 from schemas.settings import Settings
@@ -33,9 +33,9 @@ def historical_features(settings: Settings, service: FeatureService, moments: Mo
 
     needed = needs(service, moments, mode)
     with use_session(spark, settings, "historical-features") as own:
-        archive = bronze(own, settings, version)
+        archive = ArchiveRows(own, open_archive(settings, version), FOR_EVER)
         past = needed.first_ms - history_ms(service.views)
-        sources = {source: events(archive, source, service.views, event_time=(past, needed.end_ms))
+        sources = {source: archive.events(source, service.views, event_time=(past, needed.end_ms))
                    for source in {service.source, *(view.source for view in service.views)}}
         of_source = sources.pop(service.source)
         queries = _placed(own, moments, of_source)

@@ -11,8 +11,8 @@ from feature_repo.history import entity_codes
 from feature_repo.identity import first_of_each, number_identities
 from feature_repo.labelled import LABEL_RANGE
 from feature_repo.models import Absence, ModelSpec, Outcomes
+from jobs.archive_rows import ArchiveRows
 from jobs.arrow_batches import in_slices, one_batch, whole
-from jobs.events import events
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 __all__ = ["labelled", "labels"]
 
 
-def labels(archive: DataFrame, spec: ModelSpec, start_ms: int, end_ms: int, as_of_ms: int) -> DataFrame:
-    """What was known at ``as_of_ms`` of events with start_ms <= event_time < end_ms: event_id, event_time and ``known`` (long).
+def labels(archive: ArchiveRows, spec: ModelSpec, start_ms: int, end_ms: int) -> DataFrame:
+    """What was known of events with start_ms <= event_time < end_ms: event_id, event_time and ``known`` (long).
 
     The label of an event is its highest ``known``, modulo LABEL_RANGE. It follows from the archive and the arguments alone: the same
     version gives the same labels.
     """
     if isinstance(spec.labels, Outcomes):
-        return _told(archive, spec, spec.labels, start_ms, end_ms, as_of_ms)
-    return _absences(archive, spec, spec.labels, start_ms, end_ms, as_of_ms)
+        return _told(archive, spec, spec.labels, start_ms, end_ms)
+    return _absences(archive, spec, spec.labels, start_ms, end_ms)
 
 
 def labelled(rows: DataFrame, known: DataFrame, order: tuple[str, str]) -> DataFrame:
@@ -56,25 +56,24 @@ def labelled(rows: DataFrame, known: DataFrame, order: tuple[str, str]) -> DataF
     return both.mapInArrow(typed, f"{fields}, label long, first boolean")
 
 
-def _told(archive: DataFrame, spec: ModelSpec, told: Outcomes, start_ms: int, end_ms: int, as_of_ms: int) -> DataFrame:
+def _told(archive: ArchiveRows, spec: ModelSpec, told: Outcomes, start_ms: int, end_ms: int) -> DataFrame:
     from pyspark.sql import functions as F
 
-    outcomes = events(archive, told.topic, spec.service.views, numbers=("revision", told.field), event_time=(start_ms, end_ms),
-                      sets=False).where(F.col("arrival_ms") <= as_of_ms)
+    outcomes = archive.events(told.topic, spec.service.views, numbers=("revision", told.field), event_time=(start_ms, end_ms),
+                              sets=False)
     return outcomes.select("event_id", "event_time", (F.col("revision") * LABEL_RANGE + F.col(told.field)).alias("known"))
 
 
-def _absences(archive: DataFrame, spec: ModelSpec, absent: Absence, start_ms: int, end_ms: int, as_of_ms: int) -> DataFrame:
-    """1 where nothing of the subject arrived by ``as_of_ms`` that happened in (t, t + label delay]; a row where that time is over."""
+def _absences(archive: ArchiveRows, spec: ModelSpec, absent: Absence, start_ms: int, end_ms: int) -> DataFrame:
+    """1 where nothing of the subject is archived that happened in (t, t + label delay]; a row where that time is over."""
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
     subject, delay_ms, views = spec.subject, spec.label_delay_ms, spec.service.views
-    end_ms = min(end_ms, as_of_ms - delay_ms + 1)
+    end_ms = min(end_ms, archive.until_ms - delay_ms + 1)
     columns = ("event_id", "event_time", subject)
-    asked = events(archive, spec.service.source, views, event_time=(start_ms, end_ms)).select(*columns, F.lit(False).alias("did"))
-    did = (events(archive, absent.topic, views, event_time=(start_ms, end_ms + delay_ms)).where(F.col("arrival_ms") <= as_of_ms)
-           .select(*columns, F.lit(True).alias("did")))
+    asked = archive.events(spec.service.source, views, event_time=(start_ms, end_ms)).select(*columns, F.lit(False).alias("did"))
+    did = archive.events(absent.topic, views, event_time=(start_ms, end_ms + delay_ms)).select(*columns, F.lit(True).alias("did"))
     # From the latest back: one pass, where a frame that reaches forward would be gone through for every row. What was done at the
     # very time t comes after the question of t, so it does not count.
     backwards = Window.partitionBy(subject).orderBy(F.desc("event_time"), "did").rowsBetween(Window.unboundedPreceding, Window.currentRow)

@@ -183,7 +183,7 @@ class _Need:
             left, right = reach(view, prediction.event_time)
             mine = np.flatnonzero(names[view.entity] & (events.event_time > left) & (events.event_time <= right))
             admitted = (events.admitted[mine] >> spec.service.views.index(view) & 1).astype(bool)
-            of_views[view.name] = Rows(events.records[view.name][mine], at[events.rows[mine]], admitted)
+            of_views[view.name] = Rows(events.records(view)[mine], at[events.rows[mine]], admitted)
             kept[events.rows[mine[np.argsort(-arrival[events.rows[mine]], kind="stable")[:self.most_values]]]] = True
         values = dict(zip(at[kept, 1].tolist(), batch["value"].filter(pa.array(kept)).to_pylist(), strict=True))
         told = events.rows[self._of_label(events, names)]

@@ -18,7 +18,8 @@ from feature_repo.labelled import key_columns, labelled_records, labelled_rows
 from feature_repo.models import ModelSpec
 from feature_repo.vector import request_features
 from feature_repo.views import DAY_MS, FeatureService
-from jobs.events import bronze, bronze_path, events
+from jobs.archive_rows import ArchiveRows
+from jobs.events import bronze, bronze_path
 from jobs.features import Finish, feature_columns, from_bytes, history_ms, read_values, sweep_entities
 from jobs.labels import labelled, labels
 from jobs.lineage import lineage
@@ -129,11 +130,14 @@ class _Asked:
 
         archive = open_archive(self.settings, self.version)
         as_of_ms = archive.newest_ms if self.as_of_ms is None else self.as_of_ms
-        known = bronze(spark, self.settings, archive.version).where(F.col("arrival_ms") <= as_of_ms)
         schema = _schema(self.spec.service, logged=self.mode == "served")
         table = begin_replacing(self.path, schema, PROPERTIES)
-        source = _Source(known, self.spec, self.start_ms, self.end_ms, as_of_ms, PartWriter(self.path, schema))
-        counted, told = source.served() if self.mode == "served" else source.recomputed(ideal=self.mode == "ideal")
+        rows = ArchiveRows(spark, archive, as_of_ms)
+        source = _Source(rows, self.spec, self.start_ms, self.end_ms, PartWriter(self.path, schema))
+        if self.mode == "served":
+            counted, told = source.served(bronze(spark, self.settings, archive.version).where(F.col("arrival_ms") <= as_of_ms))
+        else:
+            counted, told = source.recomputed(ideal=self.mode == "ideal")
         parts, content = written(told)
         counts = {name: int(value or 0) for name, value in counted.get.items()}
         manifest = self._manifest(archive.version, as_of_ms, archive.oldest_ms(_sources(self.spec.service)), counts, content)
@@ -159,11 +163,10 @@ class _Asked:
 class _Source:
     """The archive as it was known, which rows of it are wanted, and who writes them."""
 
-    archive: DataFrame
+    archive: ArchiveRows
     spec: ModelSpec
     start_ms: int
     end_ms: int
-    as_of_ms: int
     writer: PartWriter
 
     def recomputed(self, ideal: bool) -> tuple[Any, DataFrame]:
@@ -172,19 +175,19 @@ class _Source:
         service = self.spec.service
         past = self.start_ms - history_ms(service.views)
         numbers = [name for name in service.event_columns if name != "event_time"]
-        of_source = events(self.archive, service.source, service.views, numbers=numbers, event_time=(past, self.end_ms))
+        of_source = self.archive.events(service.source, service.views, numbers=numbers, event_time=(past, self.end_ms))
         counted, rows = self._labelled(of_source, ("arrival_ms", "position"))
         rows = rows.withColumn("query", F.col("first") & F.col("label").isNotNull()).drop("first")
-        others = {source: events(self.archive, source, service.views, event_time=(past, self.end_ms))
+        others = {source: self.archive.events(source, service.views, event_time=(past, self.end_ms))
                   for source in _sources(service) if source != service.source}
         return counted, sweep_entities(rows, others, service, read_values, _vectors(service, self.writer), PARTS, ideal=ideal)
 
-    def served(self) -> tuple[Any, DataFrame]:
+    def served(self, archive: DataFrame) -> tuple[Any, DataFrame]:
         """The logged vectors: of an event's predictions, with the features of today's definition, the first."""
         from pyspark.sql import functions as F
 
         service = self.spec.service
-        usable = logged(self.archive, service).where(F.col("fault").isNull() & F.col("event_time").between(self.start_ms, self.end_ms - 1))
+        usable = logged(archive, service).where(F.col("fault").isNull() & F.col("event_time").between(self.start_ms, self.end_ms - 1))
         counted, rows = self._labelled(usable.select(*key_columns(service), "degraded", "features", *LOGGED), LOGGED)
         rows = rows.where(F.col("first") & F.col("label").isNotNull()).select(*key_columns(service), "label", "degraded", "features")
         return counted, rows.mapInArrow(_logged(service, self.writer), PARTS)
@@ -194,7 +197,7 @@ class _Source:
         from pyspark.sql import Observation
         from pyspark.sql import functions as F
 
-        found = labelled(rows, labels(self.archive, self.spec, self.start_ms, self.end_ms, self.as_of_ms), order)
+        found = labelled(rows, labels(self.archive, self.spec, self.start_ms, self.end_ms), order)
         found = found.withColumn("first", F.col("first") & (F.col("event_time") >= self.start_ms))
         counted, one = Observation(), F.col("first")
         return counted, found.observe(

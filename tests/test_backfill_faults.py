@@ -22,8 +22,9 @@ from feature_repo.appends import floor_ms
 from feature_repo.fills import DONE, fill_key
 from feature_repo.fraud import CARD_SPEND, SERVICE, VIEWS
 from jobs.archive import archive
-from jobs.backfill import PARTITIONS_PER_TASK, UNITS_PER_PARTITION, backfill
+from jobs.backfill import backfill
 from jobs.events import bronze_path
+from jobs.fill_rows import PARTITIONS_PER_TASK, UNITS_PER_PARTITION
 from schemas.settings import Settings
 from schemas.topics import sources
 from services.ledger import end_offsets
@@ -48,15 +49,16 @@ def plain_bronze(spark: Any, settings: Settings, sent: Sent) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["spark", "process"])
 def test_killed_at_random_moments_it_goes_on_with_the_units_that_were_not_done(
-    spark: Any, store: redis.Redis, redis_url: str, tmp_path: Path,
+    spark: Any, store: redis.Redis, redis_url: str, tmp_path: Path, engine: str,
 ) -> None:
     """Two kills here; BACKFILL_KILLS=10 takes some minutes."""
     r, kills, sent = random.Random(8), int(os.environ.get("BACKFILL_KILLS", "2")), small_world(6_000, seed=8, cards=1_500)
     settings = Settings(home=tmp_path, partitions=2)
     plain_bronze(spark, settings, sent)
     environment = {**os.environ, "HEADRACE_HOME": str(tmp_path), "HEADRACE_REDIS": redis_url, "HEADRACE_PARTITIONS": "2"}
-    command = [sys.executable, "-m", "services.cli", "backfill", CARD_SPEND.name, "--json", "--rate"]
+    command = [sys.executable, "-m", "services.cli", "backfill", CARD_SPEND.name, "--json", "--engine", engine, "--rate"]
 
     def units() -> tuple[int, int]:
         """Done, and begun but not done."""
@@ -64,8 +66,8 @@ def test_killed_at_random_moments_it_goes_on_with_the_units_that_were_not_done(
         done = sum(value.startswith(DONE) for value in fields.values())
         return done, max(0, len(fields) - 1 - done)
 
-    done, redone, cores = 0, [], os.cpu_count() or 2
-    all_units = cores * PARTITIONS_PER_TASK * UNITS_PER_PARTITION
+    done, redone, tasks = 0, [], (os.cpu_count() or 2) if engine == "spark" else 1
+    all_units = tasks * PARTITIONS_PER_TASK * UNITS_PER_PARTITION
     for kill in range(kills):
         until = done + r.randrange(1, 2 + (all_units - 4 - done) // (kills - kill))
         driver = subprocess.Popen([*command, "500"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -78,7 +80,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_units_that_were_not_done(
     finished = subprocess.run([*command, "inf"], env=environment, capture_output=True, text=True, check=True)
     (told,) = json.loads(finished.stdout)["views"]
     assert told["units_before"] >= done > 0
-    assert max(redone) <= cores, "at most one unit a task is begun anew"
+    assert max(redone) <= tasks, "at most one unit a task is begun anew"
     assert {name: records for name, (records, _) in stored_sets(store, CARD_SPEND).items()} == expected_sets(CARD_SPEND, sent.transactions)
     size = 8 * CARD_SPEND.record_words
     copies = sum(store.strlen(key) for key in store.scan_iter(f"{CARD_SPEND.versioned_name}:*")) // size - len(sent.transactions)

@@ -152,7 +152,7 @@ def test_events_have_the_workers_verdicts_and_words(source: str, contract: Contr
         if event and "clock-skew" not in verdicts and wanted.first_ms <= event.event_time < wanted.end_ms:
             bits = sum(1 << bit for (bit, _), verdict in zip(wanted.own, verdicts, strict=True) if verdict == "admitted")
             expected.append((row, bits, *(packer(view)(event) for _, view in wanted.own)))
-    records = [[row.tobytes() for row in found.records[view.name]] for _, view in wanted.own]
+    records = [[row.tobytes() for row in found.records(view)] for _, view in wanted.own]
     rows = zip(found.rows.tolist(), found.admitted.tolist(), *records, strict=True)
     assert list(rows) == expected
     assert {row[1] for row in expected} > {0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from services.commands import Subparsers
 
 BEHIND_SCORING = 10
-"""On a machine that also scores: Spark takes the processor time that scoring leaves."""
+"""On a machine that also scores: a backfill takes the processor time that scoring leaves."""
+ENGINES = ("auto", "process", "spark")  # jobs.backfill.Engine; not imported for a --help
 
 
 def register(subparsers: Subparsers) -> None:
@@ -34,12 +35,14 @@ def register(subparsers: Subparsers) -> None:
                         help="which columns of the table mean what, as for `headrace replay` (default: contract)")
     parser.add_argument("--rate", type=float, metavar="N",
                         help="records a second, inf for no bound (default: at most half of the online store's time)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto",
+                        help="auto: no Spark is started for few records (HEADRACE_PROCESS_ROWS); default: auto")
     parser.add_argument("--dry-run", action="store_true", help="read, compare and count, write nothing")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from feature_repo import use_cases
-    from jobs.backfill import backfill
+    from jobs.backfill import backfill, fits_in_process
     from jobs.history import record_history
     from jobs.spark import session
     from schemas.settings import read_settings
@@ -61,14 +64,22 @@ def run(arguments: argparse.Namespace) -> None:
         raise SettingsError("--dry-run cannot say what --history would bring", hint="the history goes into the archive first")
     stand_back(BEHIND_SCORING)
     url = redis_endpoint(settings)
-    with session(settings, "backfill") as spark:
-        found: list[dict[str, Any]] = []
-        recorded = [asdict(record_history(settings, history(arguments.history, arguments.mapping, source), source, spark))
-                    for source in dict.fromkeys(views[name].source for name in arguments.views) if arguments.history is not None]
-        for name in arguments.views:
-            with progress_bar(name) as tell:
-                found.append(asdict(backfill(settings, url, views[name], use_cases.services(settings), start_ms=arguments.start,
-                                             end_ms=arguments.end, rate=arguments.rate, dry_run=arguments.dry_run, spark=spark, tell=tell)))
+    period: dict[str, Any] = {"start_ms": arguments.start, "end_ms": arguments.end}
+    wanted, services, engine = [views[name] for name in arguments.views], use_cases.services(settings), arguments.engine
+    if engine == "auto":
+        small = arguments.history is None and all(fits_in_process(settings, url, view, services, **period) for view in wanted)
+        engine = "process" if small else "spark"
+    found: list[dict[str, Any]] = []
+    recorded: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        spark = None if engine == "process" and arguments.history is None else stack.enter_context(session(settings, "backfill"))
+        if arguments.history is not None:
+            recorded = [asdict(record_history(settings, history(arguments.history, arguments.mapping, source), source, spark))
+                        for source in dict.fromkeys(view.source for view in wanted)]
+        for view in wanted:
+            with progress_bar(view.name) as tell:
+                found.append(asdict(backfill(settings, url, view, services, **period, rate=arguments.rate, dry_run=arguments.dry_run,
+                                             spark=spark, engine=engine, tell=tell)))
     show(arguments, {"history": recorded, "views": found}, "\n".join([*map(history_text, recorded), *map(text, found)]))
 
 
@@ -89,7 +100,7 @@ def text(facts: dict[str, Any]) -> str:
              + (f"needed is what happened after {iso(f['floor_ms'])}" if f["floor_ms"] is not None
                 else "not every partition has been scored from, so all of them count as needed"),
              f"  archive version {f['bronze_version']} (now {f['bronze_version_after']}), {f['units']} units, "
-             f"{f['units_before']} of them done before, {f['units_again']} done again; {f['seconds'] / 60:.1f} min"]
+             f"{f['units_before']} of them done before, {f['units_again']} done again; {f['seconds'] / 60:.1f} min ({f['engine']})"]
     lines += [f"  reads are refused that need records of partition {partition} before offset {offset}, which the archive lacks"
               for partition, offset in f["short_of"].items()]
     if f["dry_run"]:

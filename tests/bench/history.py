@@ -95,7 +95,7 @@ def in_process(typed: pa.Table) -> Any:
     card, t, amount = typed["card"], typed["t"].to_numpy(), typed["amount"].to_numpy()
     identity = np.arange(1, n + 1)
     arrivals = np.stack((t, identity), axis=1)
-    events = Typed(None, t, identity, np.ones(n, np.int64), {TWELVE.name: np.stack((t, identity, amount), axis=1)}, {}, {})
+    events = Typed(None, np.ones(n, np.int64), {"event_time": t, "id_hash": identity, "word_amount_minor": amount}, {}, {})
     return features_at(SERVICE, {TRANSACTIONS: Arrived(events, arrivals, {"card_id": card})},
                        Queries(t, {"card_id": card}, arrivals, np.arange(n)))
 
