@@ -92,12 +92,13 @@ class ArchiveTable:
         """When the first record of ``topics`` arrived, by the statistics of their files; None where there is none."""
         return min((self.oldest[topic] for topic in topics if topic in self.oldest), default=None)
 
-    def batches(self, topic: str, arrived_from_ms: int, arrived_until_ms: int, decode: Callable[[pa.RecordBatch], Any]) -> list[Any]:
-        """``decode`` of each batch with COLUMNS, in the table's order, by as many threads as there are cores."""
+    def batches(self, topic: str, arrived_from_ms: int, arrived_until_ms: int, decode: Callable[[pa.RecordBatch], Any],
+                threads: int | None = None) -> list[Any]:
+        """``decode`` of each batch with COLUMNS, in the table's order, by ``threads``: None stands for as many as there are cores."""
         def of_group(group: Any) -> list[Any]:
             return list(map(decode, read_group(group, self.dataset.schema, topic, arrived_from_ms, arrived_until_ms)))
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
             return list(chain.from_iterable(pool.map(of_group, self.row_groups(topic, arrived_from_ms, arrived_until_ms))))
 
     def read(self, wanted: Wanted, arrived_until_ms: int = FOR_EVER) -> Arrived:

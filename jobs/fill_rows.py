@@ -188,7 +188,7 @@ class ProcessRows:
             seen = Seen(len(batch), len(found.rows), int((inside & ~kept).sum()))
             return found.records(view)[kept], found.texts[view.entity].filter(pa.array(kept)), seen
 
-        parts = open_archive(self.settings, plan.bronze_version).batches(view.source, since, until, decode)
+        parts = open_archive(self.settings, plan.bronze_version).batches(view.source, since, until, decode, threads=1)
         seen = Seen(sum(part.rows for *_, part in parts), sum(part.valid for *_, part in parts), sum(part.late for *_, part in parts))
         records = np.concatenate([np.empty((0, view.record_words), np.int64), *(found for found, *_ in parts)])
         texts = pa.chunked_array([text for _, text, _ in parts], pa.string()).dictionary_encode().combine_chunks()

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import SettingsError
-from schemas.niceness import stand_back
+from schemas.niceness import aside, stand_back
 from services.commands import add_command, show
 from services.words import iso, time_ms
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BEHIND_SCORING = 10
 """On a machine that also scores: a backfill takes the processor time that scoring leaves."""
+SHARE = 0.25
+"""Of one processor, where no rate is asked for: beside that the p99 of scoring stays what it is."""
 ENGINES = ("auto", "process", "spark")  # jobs.backfill.Engine; not imported for a --help
 
 
@@ -41,6 +43,19 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.rate is not None and not arguments.rate > 0:
+        raise SettingsError(f"--rate {arguments.rate:g} is not above 0")
+    if arguments.start is not None and arguments.end is not None and arguments.start >= arguments.end:
+        raise SettingsError("--from is not before --to")
+    if arguments.history is not None and arguments.dry_run:
+        raise SettingsError("--dry-run cannot say what --history would bring", hint="the history goes into the archive first")
+    stand_back(BEHIND_SCORING)
+    facts = aside(backfill_views, arguments, share=SHARE if arguments.rate is None else 1.0)
+    show(arguments, facts, "\n".join([*map(history_text, facts["history"]), *map(text, facts["views"])]))
+
+
+def backfill_views(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was recorded of ``--history``, and what was brought into each view."""
     from feature_repo import use_cases
     from jobs.backfill import backfill, fits_in_process
     from jobs.history import record_history
@@ -49,10 +64,6 @@ def run(arguments: argparse.Namespace) -> None:
     from services.histories import history
     from services.runtime.endpoints import redis_endpoint
 
-    if arguments.rate is not None and not arguments.rate > 0:
-        raise SettingsError(f"--rate {arguments.rate:g} is not above 0")
-    if arguments.start is not None and arguments.end is not None and arguments.start >= arguments.end:
-        raise SettingsError("--from is not before --to")
     settings = read_settings()
     views = {view.name: view for view in use_cases.views(settings)}
     if unknown := [name for name in arguments.views if name not in views]:
@@ -60,9 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
     if hops := [name for name in arguments.views if views[name].hops]:
         raise SettingsError(f"{', '.join(hops)} folds old records into tiles, which a backfill cannot add to",
                             hint="a new version of the view is bootstrapped by `headrace apply`")
-    if arguments.history is not None and arguments.dry_run:
-        raise SettingsError("--dry-run cannot say what --history would bring", hint="the history goes into the archive first")
-    stand_back(BEHIND_SCORING)
     url = redis_endpoint(settings)
     period: dict[str, Any] = {"start_ms": arguments.start, "end_ms": arguments.end}
     wanted, services, engine = [views[name] for name in arguments.views], use_cases.services(settings), arguments.engine
@@ -80,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
             with progress_bar(view.name) as tell:
                 found.append(asdict(backfill(settings, url, view, services, **period, rate=arguments.rate, dry_run=arguments.dry_run,
                                              spark=spark, engine=engine, tell=tell)))
-    show(arguments, {"history": recorded, "views": found}, "\n".join([*map(history_text, recorded), *map(text, found)]))
+    return {"history": recorded, "views": found}
 
 
 def history_text(facts: dict[str, Any]) -> str:
