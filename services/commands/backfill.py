@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BEHIND_SCORING = 10
 """On a machine that also scores: a backfill takes the processor time that scoring leaves."""
 SHARE = 0.25
-"""Of one processor, where no rate is asked for: beside that the p99 of scoring stays what it is."""
+"""Of the time, where no rate is asked for: half of it is no better for scoring beside it (docs/decisions/0043)."""
 ENGINES = ("auto", "process", "spark")  # jobs.backfill.Engine; not imported for a --help
 
 
