@@ -17,7 +17,7 @@ from feature_repo.delta_files import open_dataset, read_file
 from feature_repo.positions import position_of
 from schemas.contracts import Contract
 from schemas.envelope import ATTRIBUTES, SPECIFICATION
-from schemas.errors import JobError
+from schemas.errors import JobError, UnreadableError
 from schemas.settings import Settings
 from schemas.topics import SOURCES
 
@@ -123,18 +123,21 @@ def events_in(wanted: Wanted, batch: pa.RecordBatch) -> tuple[Events, Any]:
 
 
 def newest_archived(settings: Settings) -> int:
-    """The archive's newest version, be it complete or not. Raises JobError where there is no archive."""
+    """The archive's newest version, be it complete or not. Raises what ``open_archive`` raises."""
     from deltalake import DeltaTable
-    from deltalake.exceptions import TableNotFoundError
+    from deltalake.exceptions import DeltaError, TableNotFoundError
 
     try:
         return int(DeltaTable(bronze_path(settings)).version())
     except TableNotFoundError as error:
         raise _no_archive(settings) from error
+    except (DeltaError, OSError) as error:
+        raise _unreadable(settings, error) from error
 
 
 def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable:
-    """The archive at ``version``, by default the newest complete one. Raises JobError where there is none."""
+    """The archive at ``version``, by default the newest complete one. Raises JobError where there is none,
+    UnreadableError where it, or the place it is in, cannot be read without a JVM."""
     import pyarrow as pa
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -147,12 +150,16 @@ def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable
         return ArchiveTable(table.version(), _newest_ms(files, dataset), dataset, _oldest(files))
     except TableNotFoundError as error:
         raise _no_archive(settings) from error
-    except DeltaError as error:
-        raise JobError(f"the archive in {path} cannot be read in process: {error}", hint="--engine spark") from error
+    except (DeltaError, OSError) as error:
+        raise _unreadable(settings, error) from error
 
 
 def _no_archive(settings: Settings) -> JobError:
     return JobError(f"there is no archive in {bronze_path(settings)}", hint="headrace archive")
+
+
+def _unreadable(settings: Settings, error: Exception) -> UnreadableError:
+    return UnreadableError(f"the archive in {bronze_path(settings)} cannot be read in process: {error}", hint="--engine spark")
 
 
 def _newest_ms(files: pa.Table, dataset: Any) -> int:

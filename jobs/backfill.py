@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import SecretStr
 
 from feature_repo.appends import floor_ms
-from feature_repo.archive_table import bronze_path, newest_archived
+from feature_repo.archive_table import bronze_path
 from feature_repo.fills import Fill, Fills, Plan
 from feature_repo.marks import scored_ms_key
 from feature_repo.union import Counts, Pace
@@ -25,7 +25,7 @@ from feature_repo.wire import Wire, pack
 from jobs.fill_rows import PARTITIONS_PER_TASK, UNITS_PER_PARTITION, FillRows, ProcessRows, Seen, SparkRows, Task
 from jobs.lineage import lineage
 from jobs.spark import use_session
-from schemas.errors import JobError, StoreError
+from schemas.errors import JobError, StoreError, UnreadableError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,8 +95,6 @@ def backfill(settings: Settings, url: str, view: FeatureView, services: Sequence
     """
     with lineage(settings, "backfill") as told, ExitStack() as stack:
         began = time.monotonic()
-        version, floor = newest_archived(settings), _floor_ms(url, view, services, settings.partitions)
-
         def archive_of(engine: str) -> FillRows:
             if engine == "process":
                 return ProcessRows(settings)
@@ -106,7 +104,8 @@ def backfill(settings: Settings, url: str, view: FeatureView, services: Sequence
             small = spark is None and fits_in_process(settings, url, view, services, start_ms=start_ms, end_ms=end_ms)
             engine = "process" if small else "spark"
         archive = archive_of(engine)
-        plan = Plan(version, archive.tasks * PARTITIONS_PER_TASK * UNITS_PER_PARTITION, floor, start_ms, end_ms, archive.engine)
+        floor = _floor_ms(url, view, services, settings.partitions)
+        plan = Plan(archive.newest(), archive.tasks * PARTITIONS_PER_TASK * UNITS_PER_PARTITION, floor, start_ms, end_ms, archive.engine)
         fills = Fills(url, view)
         stack.callback(fills.close)
         fill = Fill("", plan) if dry_run else fills.begin(plan)
@@ -122,15 +121,18 @@ def backfill(settings: Settings, url: str, view: FeatureView, services: Sequence
         short_of = {partition: offset for partition, (offset, _) in fills.shortages().items() if offset}
         return Backfilled(view.versioned_name, archive.engine, dry_run, fill.plan.units, run.before, run.again, run.seen.rows,
                           run.seen.rows - run.seen.valid, run.seen.late, **asdict(total), floor_ms=fill.plan.floor_ms,
-                          bronze_version=fill.plan.bronze_version, bronze_version_after=newest_archived(settings), short_of=short_of,
+                          bronze_version=fill.plan.bronze_version, bronze_version_after=archive.newest(), short_of=short_of,
                           seconds=round(time.monotonic() - began, 2))
 
 
 def fits_in_process(settings: Settings, url: str, view: FeatureView, services: Sequence[FeatureService], *, start_ms: int | None = None,
                     end_ms: int | None = None) -> bool:
     """Whether so few archived records are needed that no Spark is: what ``engine`` ``auto`` asks when it is given no session."""
-    plan = Plan(newest_archived(settings), 1, _floor_ms(url, view, services, settings.partitions), start_ms, end_ms)
-    return ProcessRows(settings).count(view, plan) <= settings.process_rows
+    here, floor = ProcessRows(settings), _floor_ms(url, view, services, settings.partitions)
+    try:
+        return here.count(view, Plan(here.newest(), 1, floor, start_ms, end_ms)) <= settings.process_rows
+    except UnreadableError:
+        return False
 
 
 def _floor_ms(url: str, view: FeatureView, services: Sequence[FeatureService], partitions: int) -> int | None:

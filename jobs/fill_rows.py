@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from pydantic import SecretStr
 
-from feature_repo.archive_table import FOR_EVER, events_in, open_archive
+from feature_repo.archive_table import FOR_EVER, events_in, newest_archived, open_archive
 from feature_repo.archived import Wanted, word_names
 from feature_repo.fills import Fill, Plan
 from feature_repo.layout import hash_text
 from feature_repo.union import Counts, Entity, Pace, SetUnion
 from feature_repo.views import FeatureView
 from jobs.entities import whole_entities
-from jobs.events import bronze, events
+from jobs.events import bronze, bronze_path, events, newest_version
 from jobs.features import as_bytes
+from schemas.errors import JobError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ class FillRows(Protocol):
     @property
     def tasks(self) -> int: ...
 
+    def newest(self) -> int:
+        """The archive's newest version. Raises JobError where there is no archive."""
+
     def spans(self, version: int, source: str) -> Mapping[int, tuple[int, int]]:
         """Partition -> first and last archived offset of ``source``."""
 
@@ -122,6 +126,12 @@ class SparkRows:
     @property
     def tasks(self) -> int:
         return self.spark.sparkContext.defaultParallelism
+
+    def newest(self) -> int:
+        version = newest_version(self.spark, self.settings)
+        if version < 0:
+            raise JobError(f"there is no archive in {bronze_path(self.settings)}", hint="headrace archive")
+        return version
 
     def spans(self, version: int, source: str) -> Mapping[int, tuple[int, int]]:
         from pyspark.sql import functions as F
@@ -170,6 +180,9 @@ class ProcessRows:
         """How many archived records ``fill`` reads at most; told by statistics."""
         _, since, until = arrived(view, plan)
         return open_archive(self.settings, plan.bronze_version).count(view.source, since, until)
+
+    def newest(self) -> int:
+        return newest_archived(self.settings)
 
     def spans(self, version: int, source: str) -> Mapping[int, tuple[int, int]]:
         return open_archive(self.settings, version).spans(source)

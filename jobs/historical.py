@@ -66,7 +66,7 @@ def _placed(spark: SparkSession, moments: Moments, of_source: DataFrame) -> Data
         if example := missing.select("event_id", "event_time").first():
             raise not_archived(missing.count(), *example)
         look_ups = look_ups.unionByName(of_events)
-    return look_ups.withColumns({"query": F.lit(True), "admitted": F.lit(0)})
+    return look_ups.withColumn("query", F.lit(True))
 
 
 def _numbered(service: FeatureService) -> Finish:

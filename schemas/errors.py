@@ -11,6 +11,7 @@
     ├── RuntimeFault           an embedded process cannot be started or died for good
     ├── JobError               a job over the tables cannot go on
     │   ├── CheckError         a training set breaks its rules (has ``checked``)
+    │   ├── UnreadableError    a table is there that this process cannot read; Spark may
     │   └── FindingError       what is archived does not suffice to train or to judge a model
     └── BundleError            a model bundle is damaged, unsafe or does not fit
 
@@ -19,9 +20,11 @@ Messages are lower-case facts with values; ``hint`` says what to do. Foreign exc
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "BelowFloorError", "BundleError", "CheckError", "ContractError", "DefinitionError", "FindingError", "HeadraceError",
-    "JobError", "LogError", "RefusedError", "RuntimeFault", "SettingsError", "StoreError",
+    "JobError", "LogError", "RefusedError", "RuntimeFault", "SettingsError", "StoreError", "UnreadableError",
 ]
 
 
@@ -37,6 +40,17 @@ class HeadraceError(Exception):
 
     def __str__(self) -> str:
         return f"{self.fact}; hint: {self.hint}" if self.hint else self.fact
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Between processes as it is, whatever the arguments that its class takes."""
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[HeadraceError], args: tuple[Any, ...], facts: dict[str, Any]) -> HeadraceError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
 
 
 class SettingsError(HeadraceError):
@@ -97,6 +111,10 @@ class CheckError(JobError):
     def __init__(self, fact: str, checked: object, *, hint: str = "") -> None:
         super().__init__(fact, hint=hint)
         self.checked = checked
+
+
+class UnreadableError(JobError):
+    pass
 
 
 class FindingError(JobError):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.errors import StoreError
+from schemas.errors import CheckError, ContractError, HeadraceError, RefusedError, StoreError
 from tests.deadline import eventually
 
 GROUP = Path("/proc/self/autogroup")
@@ -51,10 +53,39 @@ def test_work_aside_is_done_by_a_child_that_stands_back_from_other_sessions_too(
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
 def test_what_fails_aside_is_raised_and_a_child_that_is_killed_is_told(share: float) -> None:
-    for work, said in (("told_group, 'no'", "StoreError: no; hint: a hint"), ("os.abort", "ended with exit code -6")):
+    for work, said in (("told_group, 'no'", "StoreError: no; hint: a hint"), ("os.abort", "ended with exit code -6"),
+                       ("told_group, 'lock'", "RuntimeFault: LockedError: "), ("told_group, 'lock'", "in told_group")):
         done = subprocess.run(program("told_group", f"aside({work}, share={share})"), capture_output=True, text=True, cwd=ROOT, check=False)
         assert done.returncode == 1
         assert said in done.stderr
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.2, 0.3, 0.4])
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM])
+def test_a_child_that_has_hardly_begun_ends_with_who_asked_for_it(tmp_path: Path, ending: signal.Signals, after_s: float) -> None:
+    """Nor is it stopped for ever. Its parent's output is piped: whoever reads that sees its end when the child, too, has ended."""
+    command = program("wait", f"aside(wait, {str(tmp_path / 'pid')!r}, share=0.25)")
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    eventually(lambda: children(parent.pid))
+    threading.Event().wait(after_s)
+    parent.send_signal(ending)
+    parent.communicate(timeout=30)
+
+
+def test_an_interrupt_reaches_the_thread_that_works(tmp_path: Path) -> None:
+    """Beside threads that might take it, in a call that waits for ever."""
+    told = tmp_path / "pid"
+    parent = subprocess.Popen(program("receive", f"aside(receive, {str(told)!r}, share=0.25)"), cwd=ROOT, stderr=subprocess.PIPE)
+    eventually(told.exists)
+    parent.send_signal(signal.SIGINT)
+    parent.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("error", [ContractError("not-json", "a fact", hint="a hint"), CheckError("a fact", {"rule": 1}, hint="a hint"),
+                                   RefusedError(429, "overloaded", "a fact", retry_s=3), StoreError("a fact")], ids=repr)
+def test_our_errors_are_between_processes_what_they_are(error: HeadraceError) -> None:
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.2])
@@ -81,9 +112,26 @@ def test_work_aside_rests_and_goes_on(tmp_path: Path) -> None:
 
 
 def told_group(fails: str = "") -> tuple[int, str]:
+    if fails == "lock":
+        raise LockedError(threading.Lock())
     if fails:
         raise StoreError(fails, hint="a hint")
     return os.getpid(), GROUP.read_text().split()[-1]
+
+
+class LockedError(Exception):
+    """One that cannot be pickled."""
+
+
+def receive(path: str) -> None:
+    for _ in range(3):
+        threading.Thread(target=lambda: [threading.Event().wait(0.5) for _ in iter(int, 1)], daemon=True).start()
+    Path(path).touch()
+    socket.socketpair()[0].recv(1)
+
+
+def children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text()
 
 
 def wait(path: str) -> None:

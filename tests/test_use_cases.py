@@ -85,7 +85,7 @@ def test_what_is_on_is_told_to_child_processes(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_query_finds_its_own_record_by_its_place_also_where_no_view_keeps_it() -> None:
-    stage = _Stage("customer_id", tuple(enumerate(churn.SERVICE.views)), REQUESTS, read_values, False, (), None)
+    stage = _Stage("customer_id", tuple(enumerate(churn.SERVICE.views)), REQUESTS, read_values, False, (), (), None)
     here, elsewhere = position_of(REQUESTS, 1, 5), position_of(REQUESTS, 1, 6)
     table = pa.table({"position": [here, position_of(PURCHASES, 1, 6), here, elsewhere],
                       "admitted": pa.array([0, 1, None, None], pa.int32()), "query": [False, False, True, True]})
