@@ -1,7 +1,7 @@
 """Archived events for Spark that its Python processes read and decode themselves: Parquet to Arrow to the first shuffle.
 
-``jobs.events.events`` has the JVM read the archive, make rows of it, and Arrow of the rows again: for what reads millions of values and
-needs no more of Spark before its first shuffle that is a third of its time (docs/decisions/0043). The same rows come of both.
+``jobs.events.events`` has the JVM read the archive, make rows of it, and Arrow of the rows again, which costs what reads millions of values
+and needs no more of Spark before its first shuffle (docs/decisions/0043). The same rows come of both.
 """
 
 from __future__ import annotations
