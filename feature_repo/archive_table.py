@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["FOR_EVER", "ArchiveTable", "Arrived", "bronze_path", "complete_path", "contradicted", "control_path", "control_records",
-           "events_in", "newest_archived", "open_archive", "read_group"]
+           "events_in", "newest_archived", "no_archive", "open_archive", "read_group"]
 
 BATCH_ROWS = 1 << 17
 """Values decoded at once: some 20 MB a thread."""
@@ -125,14 +126,9 @@ def events_in(wanted: Wanted, batch: pa.RecordBatch) -> tuple[Events, Any]:
 def newest_archived(settings: Settings) -> int:
     """The archive's newest version, be it complete or not. Raises what ``open_archive`` raises."""
     from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError, TableNotFoundError
 
-    try:
+    with _reading(settings):
         return int(DeltaTable(bronze_path(settings)).version())
-    except TableNotFoundError as error:
-        raise _no_archive(settings) from error
-    except (DeltaError, OSError) as error:
-        raise _unreadable(settings, error) from error
 
 
 def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable:
@@ -140,26 +136,30 @@ def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable
     UnreadableError where it, or the place it is in, cannot be read without a JVM."""
     import pyarrow as pa
     from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError, TableNotFoundError
 
     path = bronze_path(settings)
-    try:
+    with _reading(settings):
         table = DeltaTable(path, version=complete_version(settings) if version is None else version)
         files = pa.table(table.get_add_actions(flatten=True))
         dataset = open_dataset(table, path)
         return ArchiveTable(table.version(), _newest_ms(files, dataset), dataset, _oldest(files))
-    except TableNotFoundError as error:
-        raise _no_archive(settings) from error
-    except (DeltaError, OSError) as error:
-        raise _unreadable(settings, error) from error
 
 
-def _no_archive(settings: Settings) -> JobError:
+def no_archive(settings: Settings) -> JobError:
     return JobError(f"there is no archive in {bronze_path(settings)}", hint="headrace archive")
 
 
-def _unreadable(settings: Settings, error: Exception) -> UnreadableError:
-    return UnreadableError(f"the archive in {bronze_path(settings)} cannot be read in process: {error}", hint="--engine spark")
+@contextmanager
+def _reading(settings: Settings) -> Iterator[None]:
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    try:
+        yield
+    except TableNotFoundError as error:
+        raise no_archive(settings) from error
+    except (DeltaError, OSError) as error:
+        raise UnreadableError(f"the archive in {bronze_path(settings)} cannot be read in process: {error}",
+                              hint="--engine spark") from error
 
 
 def _newest_ms(files: pa.Table, dataset: Any) -> int:

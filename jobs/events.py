@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from feature_repo.archive_table import bronze_path, complete_path
+from feature_repo.archive_table import bronze_path, complete_path, no_archive
 from feature_repo.archived import Events, Wanted, read_events
 from feature_repo.positions import position_of
 from feature_repo.views import FeatureView, skew_ms
@@ -16,7 +16,7 @@ from jobs.spark import read_text
 from schemas.admission import admit
 from schemas.contracts import Contract
 from schemas.envelope import ATTRIBUTES, CE_TYPE, CLOCK_TYPE, check_cloud_event
-from schemas.errors import ContractError, JobError
+from schemas.errors import ContractError
 from schemas.settings import Settings
 from schemas.topics import SOURCES
 
@@ -34,7 +34,7 @@ def bronze_version(spark: SparkSession, settings: Settings) -> int:
 
     path = bronze_path(settings)
     if not DeltaTable.isDeltaTable(spark, path):
-        raise JobError(f"there is no archive in {path}", hint="headrace archive")
+        raise no_archive(settings)
     complete = read_text(spark, complete_path(settings))
     return int(complete) if complete else newest_version(spark, settings)
 

@@ -11,32 +11,30 @@ from dataclasses import asdict, dataclass
 from itertools import groupby, pairwise
 from math import gcd
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import SecretStr
 
-from feature_repo.archive_table import FOR_EVER, events_in, newest_archived, open_archive
+from feature_repo.archive_table import FOR_EVER, events_in, newest_archived, no_archive, open_archive
 from feature_repo.archived import Wanted, word_names
 from feature_repo.fills import Fill, Plan
 from feature_repo.layout import hash_text
 from feature_repo.union import Counts, Entity, Pace, SetUnion
 from feature_repo.views import FeatureView
 from jobs.entities import whole_entities
-from jobs.events import bronze, bronze_path, events, newest_version
+from jobs.events import bronze, events, newest_version
 from jobs.features import as_bytes
-from schemas.errors import JobError
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import SparkSession
 
-__all__ = ["PARTITIONS_PER_TASK", "UNITS_PER_PARTITION", "FillRows", "ProcessRows", "Seen", "SparkRows", "Task", "arrived"]
+__all__ = ["PARTITIONS_PER_TASK", "UNITS_PER_PARTITION", "FillRows", "ProcessRows", "Seen", "SparkRows", "Task"]
 
 PARTITIONS_PER_TASK = 4
 UNITS_PER_PARTITION = 8
-END_MS = 2**62
 COLUMNS = ("unit", *asdict(Counts()))
 SCHEMA = ", ".join(f"{name} long" for name in COLUMNS)
 
@@ -105,11 +103,11 @@ class FillRows(Protocol):
         """Do the units that are not ``done``: one dict (COLUMNS) a unit that has records, whether it was brought in or not."""
 
 
-def arrived(view: FeatureView, plan: Plan) -> tuple[int, int, int]:
-    """The first event time that ``plan`` wants, and the first and last arrival that such an event can have."""
+def _bounds(view: FeatureView, plan: Plan) -> tuple[int, int, int, int]:
+    """What ``plan`` wants: first <= event time < end, and the first and last arrival that such an event can have."""
     first = max(plan.start_ms or 0, plan.floor_ms + 1 if plan.floor_ms is not None else 0)
-    last = FOR_EVER if plan.end_ms is None else plan.end_ms + view.allowed_lateness_ms - 1
-    return first, first - view.max_skew_ms, last
+    end, until = (FOR_EVER, FOR_EVER) if plan.end_ms is None else (plan.end_ms, plan.end_ms + view.allowed_lateness_ms - 1)
+    return first, end, first - view.max_skew_ms, until
 
 
 @dataclass(frozen=True)
@@ -118,10 +116,7 @@ class SparkRows:
 
     spark: SparkSession
     settings: Settings
-
-    @property
-    def engine(self) -> str:
-        return "spark"
+    engine: ClassVar[str] = "spark"
 
     @property
     def tasks(self) -> int:
@@ -130,7 +125,7 @@ class SparkRows:
     def newest(self) -> int:
         version = newest_version(self.spark, self.settings)
         if version < 0:
-            raise JobError(f"there is no archive in {bronze_path(self.settings)}", hint="headrace archive")
+            raise no_archive(self.settings)
         return version
 
     def spans(self, version: int, source: str) -> Mapping[int, tuple[int, int]]:
@@ -145,11 +140,11 @@ class SparkRows:
         from pyspark.sql import functions as F
 
         view, read, typed = task.view, Observation(), Observation()
-        first, since, until = arrived(view, plan)
+        first, end, since, until = _bounds(view, plan)
         archive = bronze(self.spark, self.settings, plan.bronze_version).where(
             (F.col("topic") == view.source) & F.col("arrival_ms").between(since, until))
         rows = events(archive.observe(read, F.count("*").alias("rows")), view.source, (view,))
-        inside = (F.col("event_time") >= first) & (F.col("event_time") < (plan.end_ms or END_MS))
+        inside = (F.col("event_time") >= first) & (F.col("event_time") < end)
         rows = rows.observe(typed, F.count("*").alias("valid"), F.count_if(inside & (F.col("admitted") == 0)).alias("late"))
         unit = F.pmod(F.hash(view.entity), F.lit(plan.units)).alias("unit")
         rows = rows.where(inside & (F.col("admitted") == 1)).select(view.entity, *word_names(view), unit)
@@ -167,18 +162,12 @@ class ProcessRows:
     """No JVM: for so few records that its start would take longer, and take more from whoever scores beside it, than the backfill."""
 
     settings: Settings
-
-    @property
-    def engine(self) -> str:
-        return "process"
-
-    @property
-    def tasks(self) -> int:
-        return 1
+    engine: ClassVar[str] = "process"
+    tasks: ClassVar[int] = 1
 
     def count(self, view: FeatureView, plan: Plan) -> int:
         """How many archived records ``fill`` reads at most; told by statistics."""
-        _, since, until = arrived(view, plan)
+        *_, since, until = _bounds(view, plan)
         return open_archive(self.settings, plan.bronze_version).count(view.source, since, until)
 
     def newest(self) -> int:
@@ -191,12 +180,12 @@ class ProcessRows:
         import pyarrow as pa
 
         view = task.view
-        first, since, until = arrived(view, plan)
+        first, end, since, until = _bounds(view, plan)
         wanted = Wanted(view.source, (view,), (view.entity,))
 
         def decode(batch: pa.RecordBatch) -> tuple[Any, pa.Array, Seen]:
             found, _ = events_in(wanted, batch)
-            inside = (found.event_time >= first) & (found.event_time < (plan.end_ms or END_MS))
+            inside = (found.event_time >= first) & (found.event_time < end)
             kept = inside & (found.admitted == 1)
             seen = Seen(len(batch), len(found.rows), int((inside & ~kept).sum()))
             return found.records(view)[kept], found.texts[view.entity].filter(pa.array(kept)), seen

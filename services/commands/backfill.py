@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,7 @@ def backfill_views(arguments: argparse.Namespace) -> dict[str, Any]:
         engine = "process" if small else "spark"
     found: list[dict[str, Any]] = []
     recorded: list[dict[str, Any]] = []
-    with ExitStack() as stack:
-        spark = None if engine == "process" and arguments.history is None else stack.enter_context(session(settings, "backfill"))
+    with session(settings, "backfill") if engine == "spark" or arguments.history is not None else nullcontext() as spark:
         if arguments.history is not None:
             recorded = [asdict(record_history(settings, history(arguments.history, arguments.mapping, source), source, spark))
                         for source in dict.fromkeys(view.source for view in wanted)]
