@@ -129,6 +129,7 @@ def test_archive_maintenance_deletion_and_another_appender_at_once_lose_and_doub
         number = rounds["add"]
         spark.sql(f"SELECT 'backfill' AS topic, 0 AS partition, {number}L AS offset, 0L AS arrival_ms, CAST('stays' AS BINARY) AS value"
                   ).write.format("delta").mode("append").save(path)
+        over.wait(2)  # else it is most of the load, and the others come to nothing
 
     def forever(work: Callable[[], None]) -> None:
         while not over.is_set():
@@ -145,8 +146,8 @@ def test_archive_maintenance_deletion_and_another_appender_at_once_lose_and_doub
         for thread in threads:
             thread.start()
         eventually(lambda: raised or process.poll() is not None or (
-            conflicts.total() >= 3 and min(rounds[name] for name in ("compact", "delete", "add")) >= 5
-            and said.read_text().count('"rows"') >= 5), timeout_s=900)
+            conflicts.total() >= 3 and rounds["compact"] >= 2 and min(rounds["delete"], rounds["add"]) >= 5
+            and said.read_text().count('"rows"') >= 4), timeout_s=900)
         process.terminate()
         over.set()
         assert process.wait(120) == 0, (tmp_path / "errors").read_text()
@@ -169,10 +170,10 @@ def test_archive_maintenance_deletion_and_another_appender_at_once_lose_and_doub
 
 @pytest.mark.slow
 def test_the_archive_keeps_its_files_and_checkpoints_few(spark: Any, kafka: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    number = 12
+    number, few = 7, 4
 
-    def small_files(home: Path, few: str) -> int:
-        monkeypatch.setitem(archiving.WRITING, "spark.databricks.delta.autoCompact.minNumFiles", few)
+    def small_files(home: Path, together: int) -> int:
+        monkeypatch.setitem(archiving.WRITING, "spark.databricks.delta.autoCompact.minNumFiles", str(together))
         monkeypatch.setitem(archiving.WRITING, "spark.sql.streaming.minBatchesToRetain", "3")
         settings = Settings(home=home)
         for _ in range(number):
@@ -182,5 +183,4 @@ def test_the_archive_keeps_its_files_and_checkpoints_few(spark: Any, kafka: str,
         assert len(offsets) <= 3 + 2
         return figures(spark, bronze_path(settings)).small_files
 
-    assert small_files(tmp_path / "kept", "6") <= 2 * 6 + 2
-    assert small_files(tmp_path / "control", "1000") >= number
+    assert small_files(tmp_path / "kept", few) < number <= small_files(tmp_path / "control", 1000)
