@@ -63,6 +63,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One Spark session for every module that asks for it. Those run last: a process has one at a time, and others start their own."""
     with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
         spark.conf.set("spark.sql.shuffle.partitions", "4")  # of a handful of rows; each is a task, and thousands of tasks are minutes
+        # Nor is code made for them, which took a third of a parity's time. Modules with sessions of their own run what is in use.
+        spark.conf.set("spark.sql.codegen.wholeStage", "false")
+        spark.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
         yield spark
 
 
