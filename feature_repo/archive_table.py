@@ -132,12 +132,14 @@ def newest_archived(settings: Settings) -> int:
 
 
 def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable:
-    """The archive at ``version``, by default the newest complete one. Raises JobError where there is none,
+    """The archive at ``version``, by default the newest complete one. Raises JobError where there is none, or no such version,
     UnreadableError where it, or the place it is in, cannot be read without a JVM."""
     import pyarrow as pa
     from deltalake import DeltaTable
 
     path = bronze_path(settings)
+    if version is not None and version > (newest := newest_archived(settings)):
+        raise JobError(f"the archive has no version {version}", hint=f"the newest is {newest}")
     with _reading(settings):
         table = DeltaTable(path, version=complete_version(settings) if version is None else version)
         files = pa.table(table.get_add_actions(flatten=True))

@@ -43,7 +43,7 @@ NOTHING = Seen(0, 0, 0)
 class Backfilled:
     """What one run did. ``added`` and the like are of this run; ``units_before`` were done by one that it went on with.
 
-    ``rows`` of the archive were read of the view's source, ``invalid`` of them are dead letters, ``late`` too late for the view;
+    ``rows`` of the archive were read of the view's source, ``invalid`` of them are dead letters or clock records, ``late`` too late;
     both are 0 where everything was done before. ``short_of``: partition -> the offset before which the sets still lack records.
     """
 

@@ -92,7 +92,7 @@ def erase(settings: Settings, name: str, entity: str, kafka: str | None, redis: 
         ends = _end_offsets(table)
         found = Erased({name: entity}, dry_run, {}, {}, {}, _behind(redis, views, sources, ends), [], [], None)
         digest = None if dry_run else retry_conflicts(lambda: remember(own, settings, name, entity, ends), conflicts)
-        tell("taking records out of the online store")
+        tell("looking through the online store" if dry_run else "taking records out of the online store")
         found.sets = remove_sets(redis, [view for view in kept if view.entity == name], entity, dry_run=dry_run)
         for view in (view for view in kept if view.source in sources and view.entity != name):
             found.shared[view.versioned_name] = remove_records(redis, view, _identities(mine, view), dry_run=dry_run)
@@ -105,7 +105,7 @@ def erase(settings: Settings, name: str, entity: str, kafka: str | None, redis: 
         ids = _prediction_ids(mine, name)
         others = [path for path in table_paths(own, settings) if path != bronze_path(settings) and "/erased/" not in path]
         for path in others:
-            tell(f"deleting from {path.removeprefix(settings.tables + '/')}")
+            tell(f"{'looking through' if dry_run else 'deleting from'} {path.removeprefix(settings.tables + '/')}")
             n = _delete(own, path, name, entity, ids, dry_run, conflicts)
             label = path.removeprefix(f"{settings.tables}/")
             if n:

@@ -14,7 +14,7 @@ from feature_repo.bundle import as_input
 from feature_repo.delta_files import commit_note, table_files
 from feature_repo.models import ModelSpec
 from feature_repo.views import DAY_MS
-from schemas.errors import FindingError, JobError
+from schemas.errors import FindingError, JobError, SettingsError
 
 __all__ = ["CONTENT_HASH", "UNLABELLED_AT_MOST", "Period", "Rows", "TrainingSet", "check_gap", "check_known", "count_labels",
            "open_training_set", "parse_period", "read_rows"]
@@ -51,7 +51,7 @@ class Period:
 
 
 def parse_period(text: str) -> Period:
-    """The period that ``2018-07-25..2018-07-31`` names.
+    """The period that ``2018-07-25..2018-07-31`` names. Raises SettingsError where it names none.
 
     >>> parse_period("2018-07-25..2018-07-31").days
     7
@@ -60,9 +60,9 @@ def parse_period(text: str) -> Period:
     try:
         period = Period(date.fromisoformat(first), date.fromisoformat(last))
     except ValueError as error:
-        raise JobError(f"{text!r} is not a period", hint="write two days, both included: 2018-07-25..2018-07-31") from error
+        raise SettingsError(f"{text!r} is not a period", hint="write two days, both included: 2018-07-25..2018-07-31") from error
     if period.last < period.first:
-        raise JobError(f"the period {text} ends before it begins", hint=f"did you mean {last}..{first}?")
+        raise SettingsError(f"the period {text} ends before it begins", hint=f"did you mean {last}..{first}?")
     return period
 
 

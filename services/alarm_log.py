@@ -43,6 +43,8 @@ def score(alarms: dict[str, list[int]], changes: list[Change], began: int | None
     if not times and (began is None or ended is None):
         raise SettingsError("there is no alarm and no change", hint="say --from and --until: a silent stretch bounds the rate, too")
     began, ended = min(times) if began is None else began, max(times) if ended is None else ended
+    if ended < began:
+        raise SettingsError("--until is before --from, or before the first time told", hint="what was watched ends after it begins")
     scores = {}
     for name, found in sorted(alarms.items()) or [("alarms", [])]:
         one = score_alarms([ms for ms in found if began <= ms <= ended], changes, began, ended, horizon)

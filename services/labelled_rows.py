@@ -30,7 +30,8 @@ def read_labelled(path: Path, label: str) -> LabelledRows:
     """Every column but ``label`` is a feature. Raises SettingsError for what is no number, or no label of 0 and 1."""
     names = column_names(path)
     if label not in names:
-        raise SettingsError(f"{path.name} has no column {label!r}", hint=f"take one of {', '.join(names)}: --label {names[-1]}")
+        raise SettingsError(f"{path.name} has no column {label!r}",
+                            hint=f"take one of {', '.join(names)}: --label {names[-1]}" if names else "it is empty")
     rows: list[dict[str, float]] = []
     labels: list[Any] = []
     for chunk in read_chunks(path, names):

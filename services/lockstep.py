@@ -89,7 +89,7 @@ class Lockstep:
         self._publisher = Publisher(bootstrap, self._topics)
         if not arrival_is_ours(bootstrap, self._topics):
             raise SettingsError("this Kafka's topics take their times from the broker, and lockstep brings its own",
-                                hint="HEADRACE_TIME=replay headrace up, in a fresh HEADRACE_HOME; or --rate N for real time")
+                                hint="HEADRACE_TIME=replay headrace up, in a fresh HEADRACE_HOME; or in real time: replay FILE --rate N")
         self._timeline = Timeline(batches, emissions)
         self._encoders = {emission.topic: Encoder(emission.topic, source) for emission in emissions}
         self._progress, self._step_ms, self._patience_s, self._tell = progress, step_ms, patience_s, tell

@@ -80,9 +80,12 @@ def compare_served(rows: ServedRows, new: Any, old: Any) -> dict[str, Any] | Non
 
 
 def table(found: dict[str, Any]) -> str:
-    lines = [f"{found['model']}: {len(found['alarms'])} alarms, {len(found['retrains'])} retrains, {len(found['releases'])} releases"]
-    lines += [f"  {iso(each['at_ms'])[:10]} alarm of {each['family']}: {each['signal']} of version {each['version']}, effect "
-              f"{each['effect']:.3g}; {', '.join(name for name, _ in each['contributors'])}" for each in found["alarms"]]
+    faults = sum(each["family"] == "feed" for each in found["alarms"])
+    lines = [f"{found['model']}: {len(found['alarms']) - faults} alarms, {faults} feed faults, "
+             f"{len(found['retrains'])} retrains, {len(found['releases'])} releases"]
+    lines += [f"  {iso(each['at_ms'])[:10]} alarm of {each['family']}: {each['signal']}"
+              + (f" of version {each['version']}" if each["version"] else "") + f", effect {each['effect']:.3g}"
+              + (f"; {', '.join(name for name, _ in each['contributors'])}" if each["contributors"] else "") for each in found["alarms"]]
     for each in found["retrains"]:
         last = each["gates"][-1] if each["gates"] else None
         lines.append(f"  {iso(each['at_ms'])[:10]} retrain, {each['why']}: {each['ended'] or 'under way'}, version {each['candidate']} "

@@ -135,6 +135,9 @@ def _begun(chain: Chain, live: Release, asked: Move) -> Release | Refusal:
         return steps
     if asked.rule == "losses" and (len(steps) > 1 or steps[0] == BUCKETS):
         return Refusal("an A/B test is held at one share below 100 %", "as in --hold-at 50")
+    if asked.deadline_ms < asked.hold_ms:
+        return Refusal(f"a step held for {asked.hold_ms} ms has its deadline after {asked.deadline_ms}, before it may end",
+                       "--deadline is not shorter than --hold")
     at_ms = max(asked.at_ms, live.at_ms)
     canary = Canary(asked.version, steps, 0, f"{asked.model}:{asked.version}:{live.epoch + 1}", at_ms, at_ms, live.epoch + 1, asked.hold_ms,
                     asked.deadline_ms, asked.alpha, asked.rule)

@@ -1,12 +1,14 @@
-"""How the command line reads and writes times, durations and entities."""
+"""How the command line reads and writes times, durations, numbers and entities."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 
-__all__ = ["duration", "duration_ms", "iso", "pair", "time_ms"]
+__all__ = ["duration", "duration_ms", "iso", "not_negative", "pair", "positive", "stated", "time_ms", "whole"]
 
 LAST_MS = 4_102_444_800_000  # the last event_time that contracts take
 UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -49,6 +51,45 @@ def iso(ms: int | None) -> str:
     if ms is not None and not 0 <= ms <= LAST_MS:
         return f"{ms} ms"  # a broker takes any time
     return "" if ms is None else datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from ``least`` on."""
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} on")
+        return value
+
+    return read
+
+
+def positive(text: str) -> float:
+    """A finite number above 0."""
+    if not (value := not_negative(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A finite number from 0 on."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return value
+
+
+def stated(text: str) -> str:
+    """A text that says something."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it says nothing")
+    return text
 
 
 def pair(text: str) -> tuple[str, str]:

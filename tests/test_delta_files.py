@@ -143,6 +143,15 @@ def test_arrow_reads_the_archive_itself(tmp_path: Path) -> None:
     assert sorted(dataset.to_table().to_pylist(), key=lambda row: row["arrival_ms"]) == bronze.to_pylist()
 
 
+def test_a_version_that_the_archive_does_not_have_is_told(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    deltalake.write_deltalake(bronze_path(settings), pa.table({"topic": ["t"], "arrival_ms": [1], "event_time": [1]}))
+    assert open_archive(settings, 0).version == 0
+    with pytest.raises(JobError, match="no version 1") as caught:
+        open_archive(settings, 1)
+    assert caught.value.hint == "the newest is 0"
+
+
 def test_when_the_last_record_arrived_needs_no_statistics(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     for known, ms in ((PROPERTIES, 7), (None, 5)):  # the first has none of arrivals

@@ -216,7 +216,7 @@ def test_events_that_are_kept_make_the_features_of_later_ones(folder: Path, read
     label = Outcome("new", NOW + 1000, CARD, TERMINAL, True, 1)
     later = Transaction("later", NOW + 8 * DAY_MS, CARD, TERMINAL, 1)
     for event, words in ((new, ()), (new, ()), (label, ("--source", "outcomes"))):
-        kept, = told(guarded(folder, "append", "-", *words, "--arrival", str(NOW + 2000), stdin=json.dumps(plain(event))))
+        kept, = told(guarded(folder, "append", *words, "-", "--arrival", str(NOW + 2000), stdin=json.dumps(plain(event))))
         views = 1 if words else 2
         assert kept["kept"] + kept["known"] == views
     grown = [dict(of_view) for of_view in reading.sets]

@@ -136,6 +136,7 @@ def test_a_guard_that_stops_and_asks_is_answered_by_advancing_or_ending() -> Non
     (({"action": "champion", "version": "1"},), {"action": "canary", "version": "1"}, "is the champion"),
     (({"action": "champion", "version": "1"},), {"action": "canary", "version": "2", "steps": (500, 100)}, "do not rise"),
     (({"action": "champion", "version": "1"},), {"action": "canary", "version": "2", "rule": "losses"}, "held at one share"),
+    (({"action": "champion", "version": "1"},), {"action": "canary", "version": "2", "hold_ms": 6, "deadline_ms": 3}, "has its deadline"),
     (({"action": "champion", "version": "1"},), {"action": "shadow", "shadows": ("1",)}, "decides"),
     (({"action": "champion", "version": "1"}, {"action": "canary", "version": "2"}), {"action": "champion", "version": "3"}, "in canary"),
     (({"action": "champion", "version": "1"}, {"action": "canary", "version": "2"}), {"action": "canary", "version": "3"}, "in canary at"),

@@ -200,6 +200,8 @@ def test_a_person_releases_goes_back_and_sees_which_versions_there_are(runtime: 
     assert "has no version '9'" in refused("release", "champion", "fraud@9", "--why", "x")
     assert "names no version" in refused("release", "champion", "fraud", "--why", "x")
     assert said("models", "show", "fraud@1")["live"]
+    assert "has no version '9'" in refused("models", "compare", "fraud@1", "fraud@9", "--shadow")
+    assert "has its deadline after" in refused("release", "canary", "fraud@2", "--hold", "6h", "--deadline", "3h", "--why", "x")
     assert said("models", "compare", "fraud@1", "fraud@2")["different"]["version"] == ["1", "2"]
 
 

@@ -20,7 +20,7 @@ from jobs.fit import fit_local
 from jobs.registry import register, tracking_client
 from jobs.train import check_export, train
 from jobs.training_rows import Period, check_gap, open_training_set, parse_period, read_rows
-from schemas.errors import JobError
+from schemas.errors import JobError, SettingsError
 from schemas.settings import Settings
 
 FIRST = date(2018, 7, 25)
@@ -111,7 +111,7 @@ def test_a_test_period_too_close_is_refused_with_days_that_would_do(frame):
 
 @pytest.mark.parametrize("text", ["2018-07-25", "2018-07-32..2018-08-01", "2018-08-02..2018-08-01", ""])
 def test_a_period_that_is_none_is_refused(text):
-    with pytest.raises(JobError):
+    with pytest.raises(SettingsError):
         parse_period(text)
 
 

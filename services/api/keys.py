@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -42,7 +42,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str
     sha256: str
     scopes: tuple[Scope, ...]
-    rate_per_s: float = RATE_PER_S
+    rate_per_s: Annotated[float, msgspec.Meta(gt=0)] = RATE_PER_S
     created: str = ""
 
     def may(self, scope: Scope) -> bool:
@@ -106,7 +106,8 @@ def read_keys(file: Path) -> list[Key]:
     except FileNotFoundError:
         return []
     except msgspec.MsgspecError as error:
-        raise SettingsError(f"{file} is no file of keys: {error}", hint="`headrace api-keys` writes it") from error
+        raise SettingsError(f"{file} is no file of keys: {error}",
+                            hint="move it away: the next start of the API makes one, with a new admin.key") from error
 
 
 def add_key(folder: Path, scopes: Iterable[Scope], rate_per_s: float = RATE_PER_S) -> tuple[Key, str]:

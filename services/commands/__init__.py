@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["add_command", "show"]
+__all__ = ["add_command", "add_group", "show"]
+
+
+def add_group(subparsers: Subparsers, name: str, *, help: str, example: str) -> Subparsers:
+    """Declare a command that has actions; they are added to what this returns."""
+    parser = subparsers.add_parser(name, help=help, description=_sentence(help), epilog=f"example: {example}")
+    return parser.add_subparsers(metavar="ACTION", required=True)
 
 
 def add_command(subparsers: Subparsers, name: str, run: Callable[[argparse.Namespace], int | None], *,
@@ -19,10 +25,14 @@ def add_command(subparsers: Subparsers, name: str, run: Callable[[argparse.Names
 
     ``run`` returns the exit code (None is 0) and raises errors of ours, which the command line prints.
     """
-    parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", epilog=f"example: {example}")
+    parser = subparsers.add_parser(name, help=help, description=_sentence(help), epilog=f"example: {example}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
 
 
 def show(arguments: argparse.Namespace, facts: Any, text: str) -> None:

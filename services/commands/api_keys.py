@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from services.commands import add_command, show
+from services.words import positive
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -20,7 +21,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("action", nargs="?", choices=("list", "add", "revoke"), default="list")
     parser.add_argument("id", nargs="?", help="with revoke: which key")
     parser.add_argument("--scopes", default="score", help="with add: some of score,ingest,admin (default: %(default)s)")
-    parser.add_argument("--rate", type=float, default=1000.0, metavar="N", help="with add: events a second (default: %(default)s)")
+    parser.add_argument("--rate", type=positive, default=1000.0, metavar="N", help="with add: events a second (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="with add: where the key is written; it is shown nowhere")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
 
@@ -37,13 +38,17 @@ def run(arguments: argparse.Namespace) -> None:
             raise SettingsError(f"there is no scope {unknown[0]!r}", hint=f"some of {','.join(SCOPES)}")
         if arguments.out is None or arguments.out.exists():
             raise SettingsError("a key is written to a new file", hint="--out FILE names one that is not there")
-        if arguments.rate <= 0:
-            raise SettingsError(f"a rate of {arguments.rate:g} a second lets nothing through", hint="--rate is more than 0")
         if arguments.dry_run:
             return show(arguments, {"out": str(arguments.out), "scopes": scopes}, f"would write a key for {', '.join(scopes)}")
+        try:
+            arguments.out.touch(mode=0o600, exist_ok=False)  # before there is a key: nobody else is told its text
+        except OSError as error:
+            raise SettingsError(f"{arguments.out} cannot be written: {error.strerror}", hint="--out FILE names a new file") from error
         key, token = add_key(folder, scopes, arguments.rate)
         save_token(arguments.out, token)
         return show(arguments, {"id": key.id, "scopes": scopes, "out": str(arguments.out)}, f"key {key.id} is in {arguments.out}")
+    if arguments.action == "list" and arguments.id is not None:
+        raise SettingsError(f"{arguments.id!r} belongs to revoke", hint=f"headrace api-keys revoke {arguments.id}")
     keys = read_keys(key_file(folder))
     if arguments.action == "revoke":
         if arguments.id not in {key.id for key in keys}:

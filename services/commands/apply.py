@@ -11,7 +11,7 @@ from services.commands import add_command, show
 from services.commands.backfill import BEHIND_SCORING
 from services.commands.plan import CHANGES
 from services.commands.plan import text as plan_text
-from services.words import iso
+from services.words import iso, not_negative
 
 if TYPE_CHECKING:
     from services.applying import Applied
@@ -26,7 +26,7 @@ def register(subparsers: Subparsers) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--rollback", action="store_true", help="go back to what was live before the last switch")
     what.add_argument("--collect", action="store_true", help="remove the keys of versions whose grace is over")
-    parser.add_argument("--grace", type=float, default=7.0, metavar="DAYS",
+    parser.add_argument("--grace", type=not_negative, default=7.0, metavar="DAYS",
                         help="how long, by the stream's time, the versions before stay fed (default: 7)")
     parser.add_argument("--anyway", action="store_true", help="switch in spite of missing records, differences or models that do not fit")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import threading
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from services.commands import add_command, show
+from services.words import not_negative
 
 if TYPE_CHECKING:
     from jobs.archive import Archived
@@ -20,8 +22,8 @@ EVERY_S = 10.0
 def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "archive", run, help="append what Kafka has and the archive lacks to the Delta table, once",
                          example="headrace archive --continuous 30")
-    parser.add_argument("--continuous", type=float, nargs="?", const=EVERY_S, metavar="SECONDS",
-                        help=f"go on until stopped, with this pause between two rounds (default: {EVERY_S:g})")
+    parser.add_argument("--continuous", type=not_negative, nargs="?", const=EVERY_S, metavar="SECONDS",
+                        help=f"go on until stopped, with this pause between two rounds (default: {EVERY_S:g}); with --json a line a round")
     parser.add_argument("--conflicts", action="store_true",
                         help="archive nothing; list events sent with other content under one id, exit code 1 if there are any")
 
@@ -37,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     def tell(archived: Archived) -> None:
         ends = ", ".join(f"{topic} {sum(ends.values()):,}" for topic, ends in sorted(archived.end_offsets.items()))
+        if arguments.json and arguments.continuous is not None:
+            return print(json.dumps(asdict(archived)), flush=True)
         show(arguments, asdict(archived), f"{archived.rows:,} rows archived, table version {archived.version}; read up to: {ends or '-'}")
 
     if arguments.continuous is None:

@@ -103,7 +103,7 @@ def text(facts: dict[str, Any]) -> str:
     verb = "would be added" if f["dry_run"] else "added"
     lines = [f"{f['view']}: {f['added']:,} records {verb} ({f['bytes_added']:,} bytes, to {f['entities_added_to']:,} entities); "
              f"{f['records']:,} records of {f['entities']:,} entities compared",
-             f"  {f['rows']:,} archived rows read: {f['invalid']:,} dead letters, {f['late']:,} too late for the view; "
+             f"  {f['rows']:,} archived rows read: {f['invalid']:,} no valid events, {f['late']:,} too late for the view; "
              + (f"needed is what happened after {iso(f['floor_ms'])}" if f["floor_ms"] is not None
                 else "not every partition has been scored from, so all of them count as needed"),
              f"  archive version {f['bronze_version']} (now {f['bronze_version_after']}), {f['units']} units, "

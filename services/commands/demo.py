@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.commands import add_command, show
+from services.words import whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -20,10 +21,11 @@ SPARK_MEMORY = "512m"  # of a machine with 4 GiB, beside everything else
 def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "demo", run, help="start stream and loop, simulate, train, score, drift, retrain, check; one table",
                          example="headrace demo --days 120 --keep")
-    parser.add_argument("--days", type=int, default=120, metavar="N", help="days to simulate (default %(default)s)")
-    parser.add_argument("--cards", type=int, default=1500, metavar="N", help="cards, two transactions a day each (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=7, metavar="S", help="the same seed gives the same world (default %(default)s)")
-    parser.add_argument("--latency-seconds", type=int, default=60, metavar="S", help="real time for the latency (default %(default)s)")
+    parser.add_argument("--days", type=whole(1), default=120, metavar="N", help="days to simulate (default %(default)s)")
+    parser.add_argument("--cards", type=whole(1), default=1500, metavar="N",
+                        help="cards, two transactions a day each (default %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=7, metavar="S", help="the same seed gives the same world (default %(default)s)")
+    parser.add_argument("--latency-seconds", type=whole(1), default=60, metavar="S", help="real time for the latency (default %(default)s)")
     parser.add_argument("--keep", action="store_true", help="leave it running afterwards, until Ctrl-C or `headrace down`")
     parser.add_argument("--out", type=Path, default=Path("build/demo"), metavar="DIR", help="data and report.json (default %(default)s)")
 

@@ -7,19 +7,20 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from services.commands import add_command, show
+from services.commands import add_command, add_group, show
+from services.words import whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
 
 
 def register(subparsers: Subparsers) -> None:
-    actions = subparsers.add_parser("dlq", help="dead letters: what was refused, why, and sending it again").add_subparsers(
-        metavar="ACTION", required=True)
+    actions = add_group(subparsers, "dlq", help="dead letters: what was refused, why, and sending it again",
+                        example="headrace dlq list --reason not-json")
     listing = add_command(actions, "list", list_letters, help="list dead letters with their reasons",
                           example="headrace dlq list --reason not-json")
     listing.add_argument("--reason", help="only this reason, e.g. clock-skew")
-    listing.add_argument("--limit", type=int, default=50, metavar="N", help="print at most N (default %(default)s); all are counted")
+    listing.add_argument("--limit", type=whole(0), default=50, metavar="N", help="print at most N (default %(default)s); all are counted")
     one = add_command(actions, "show", show_letter, help="show one dead letter with its original bytes",
                       example="headrace dlq show transactions/0/17")
     one.add_argument("id", help="topic/partition/offset, as `headrace dlq list` prints it")

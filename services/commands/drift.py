@@ -7,22 +7,22 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.commands import add_command, show
-from services.words import duration_ms, time_ms
+from services.commands import add_command, add_group, show
+from services.words import duration_ms, time_ms, whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
 
 
 def register(subparsers: Subparsers) -> None:
-    group = subparsers.add_parser("drift", help="drift: where monitors stand, how good alarms were, what a loop does for a learner")
-    actions = group.add_subparsers(metavar="ACTION", required=True)
+    actions = add_group(subparsers, "drift", help="drift: where monitors stand, how good alarms were, what a loop does for a learner",
+                        example="headrace drift status")
     add_command(actions, "status", status, example="headrace drift status --json",
                 help="levels, last windows, governor and alarms against the budget, of each monitored model")
     parser = add_command(actions, "history", history, example="headrace drift history --model fraud --days 7",
                          help="alarms, refusals, retrains and releases of a model, and whether each retrain helped")
     parser.add_argument("--model", help="default: the first")
-    parser.add_argument("--days", type=int, default=7, metavar="N",
+    parser.add_argument("--days", type=whole(1), default=7, metavar="N",
                         help="compare old and new version on what was served so long before and after (default: 7)")
     parser = add_command(actions, "evaluate", evaluate, example="headrace drift evaluate alarms.csv --changes changes.csv",
                          help="score alarms against the true changes: detection delay, false alarm rate, missed, F1 per episode")
@@ -38,7 +38,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--learner", choices=("logistic", "tree"), default="logistic",
                         help="logistic regression on scaled features, or a Hoeffding adaptive tree (default: logistic)")
     parser.add_argument("--step", type=duration_ms, default="30m", metavar="TIME", help="stream time from row to row (default: 30m)")
-    parser.add_argument("--delay", type=int, default=1, metavar="STEPS", help="when a label is known (default: 1, by the next row)")
+    parser.add_argument("--delay", type=whole(1), default=1, metavar="STEPS", help="when a label is known (default: 1, by the next row)")
     parser.add_argument("--budget", type=budget, default="1 per 90 days", help='false alarms allowed (default: "1 per 90 days")')
     parser.add_argument("--calendar", type=duration_ms, metavar="TIME", help="ask for a retrain once in each such period, too, e.g. 90d")
     parser.add_argument("--last-label", action="store_true", help="give the learner what the no-change forecast knows, as one more feature")

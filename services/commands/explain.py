@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from services.commands import add_command, show
+from services.words import whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -18,7 +19,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("prediction_id", metavar="PREDICTION_ID", help="as in the record on the predictions topic")
     parser.add_argument("--answer", action="store_true", help="the newest answer to a request of that id, not what the log's scorer said")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page too")
-    parser.add_argument("--events", type=int, default=100, metavar="N",
+    parser.add_argument("--events", type=whole(0), default=100, metavar="N",
                         help="how many of a view's events to tell, newest first (default: 100); late and in-flight ones are always told")
 
 

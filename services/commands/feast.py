@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from services.commands import add_command, show
+from services.commands import add_command, add_group, show
 from services.words import iso, pair, time_ms
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ __all__ = ["register"]
 
 
 def register(subparsers: Subparsers) -> None:
-    actions = subparsers.add_parser("feast", help="the feature store as Feast sees it").add_subparsers(metavar="ACTION", required=True)
+    actions = add_group(subparsers, "feast", help="the feature store as Feast sees it", example="headrace feast get card_id=596")
     add_command(actions, "apply", apply, help="write entities, feature views and services to the Feast registry",
                 example="headrace feast apply")
     get = add_command(actions, "get", get_features, help="read an entity's features through Feast",

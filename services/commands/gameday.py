@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from services.commands import add_command, show
+from services.words import whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -19,8 +20,9 @@ def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "gameday", run, example="headrace gameday --only outage concept",
                          help="plant everything that can go wrong in a running system of its own, and score what the monitors made of it")
     parser.add_argument("--only", nargs="+", default=(), metavar="KIND", help="of the programme only these (default: all of it)")
-    parser.add_argument("--cards", type=int, default=1500, metavar="N", help="cards, two transactions a day each (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=7, metavar="S", help="the same seed gives the same world (default %(default)s)")
+    parser.add_argument("--cards", type=whole(1), default=1500, metavar="N",
+                        help="cards, two transactions a day each (default %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=7, metavar="S", help="the same seed gives the same world (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/gameday"), metavar="DIR", help="data and report.json (default %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be planted when, and start nothing")
 

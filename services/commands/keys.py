@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.commands import add_command, show
+from services.commands import add_command, add_group, show
 
 if TYPE_CHECKING:
     from schemas.settings import Settings
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Subparsers) -> None:
-    actions = subparsers.add_parser("keys", help="the keys that models are signed with and trusted by").add_subparsers(
-        metavar="ACTION", required=True)
+    actions = add_group(subparsers, "keys", help="the keys that models are signed with and trusted by", example="headrace keys list")
     add_command(actions, "list", list_keys, help="list the keys and how many bundles each signed", example="headrace keys list --json")
     rotate = add_command(actions, "rotate", rotate_key, help="sign with a new key from now on; what the old one signed stays trusted",
                          example="headrace keys rotate --dry-run")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from services.commands import add_command, show
+from services.commands import add_command, add_group, show
+from services.words import stated
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Subparsers) -> None:
-    group = subparsers.add_parser("models", help="versions of models: which there are, what each was made from, how they compare")
-    actions = group.add_subparsers(metavar="ACTION", required=True)
+    actions = add_group(subparsers, "models", help="versions of models: which there are, what each was made from, how they compare",
+                        example="headrace models list")
     parser = add_command(actions, "list", list_, example="headrace models list --json", help="all versions, and what each is: champion, "
                          "previous, canary, shadow, challenger")
     parser.add_argument("--model", help="only of this one (default: all that are on)")
@@ -36,7 +37,7 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("version", metavar="VERSION")
     parser.add_argument("--evidence", required=True, metavar="HASH", help="of what was looked at, as `headrace models show` has it")
-    parser.add_argument("--why", required=True, help="goes on the record")
+    parser.add_argument("--why", required=True, type=stated, help="goes on the record")
 
 
 def list_(arguments: argparse.Namespace) -> None:
@@ -101,6 +102,8 @@ def _compare_pairs(arguments: argparse.Namespace, settings: Settings) -> None:
     (model, first), (other, second) = names
     if model != other or first == second:
         raise SettingsError(f"{' and '.join(arguments.versions)} have no pairs", hint="name two versions of one model")
+    for version in arguments.versions:
+        _read(settings, version)  # there is such a version
     pairs, matured = read_pairs(settings, endpoints(settings), find_model(settings, model), first, second)
     facts = {"model": model, **compare_pairs(pairs, matured, first, second)}
     show(arguments, facts, "\n".join(lines(facts)))

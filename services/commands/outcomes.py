@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from services.commands import add_command, show
+from services.commands import add_command, add_group, show
 from services.words import time_ms
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ DAY_MS = 86_400_000
 
 
 def register(subparsers: Subparsers) -> None:
-    both = subparsers.add_parser("outcomes", help="predictions and what became known of them: how many met, and joining the rest")
-    actions = both.add_subparsers(metavar="ACTION", required=True)
+    actions = add_group(subparsers, "outcomes", help="predictions and what became known of them: how many met, and joining the rest",
+                        example="headrace outcomes status")
     add_command(actions, "status", status, example="headrace outcomes status --json",
                 help="maturity by day of event, delays of labels, what is unmatched on either side, and what waiting costs in Redis")
     parser = add_command(actions, "join", join, example="headrace outcomes join --dry-run",
@@ -33,10 +33,13 @@ def register(subparsers: Subparsers) -> None:
 def join(arguments: argparse.Namespace) -> None:
     from feature_repo.pairs import LAST_MS
     from jobs.evaluations import join_archive
+    from schemas.errors import SettingsError
     from schemas.settings import read_settings
     from services.maturity import floor_ms
     from services.runtime.endpoints import endpoints
 
+    if arguments.publish and arguments.dry_run:
+        raise SettingsError("--dry-run publishes nothing", hint="leave out one of --publish and --dry-run")
     settings = read_settings()
     at = endpoints(settings)
     found = asdict(join_archive(settings, floor_ms(settings, at.redis), arguments.start, arguments.end or LAST_MS,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from services.commands import add_command, show
+from services.commands import add_command, add_group, show
 from services.commands.live import line
-from services.words import duration_ms
+from services.words import duration_ms, stated
 
 if TYPE_CHECKING:
     from schemas.releases import Release
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def register(subparsers: Subparsers) -> None:
-    group = subparsers.add_parser("release", help="make a version live, at once or by a canary, go back, hold automatic releases")
-    actions = group.add_subparsers(metavar="ACTION", required=True)
+    actions = add_group(subparsers, "release", help="make a version live, at once or by a canary, go back, hold automatic releases",
+                        example="headrace release rollback --why 'alerts doubled'")
     parser = _action(actions, "champion", champion, "headrace release champion fraud@3 --why 'night shift is fooled'",
                      "make a version live, once it is known to load")
     parser.add_argument("version", metavar="MODEL@VERSION")
@@ -55,7 +55,7 @@ def _canary(actions: Any) -> None:
 
 def _action(actions: Any, name: str, run: Any, example: str, text: str) -> argparse.ArgumentParser:
     parser = add_command(actions, name, run, example=example, help=text)
-    parser.add_argument("--why", required=True, help="goes on the record")
+    parser.add_argument("--why", required=True, type=stated, help="goes on the record")
     parser.add_argument("--dry-run", action="store_true", help="say what would be released, change nothing")
     return parser
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import SettingsError
 from services.commands import add_command, show
+from services.words import positive, whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -24,11 +25,11 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument("--mapping", metavar="NAME|FILE.toml", help="which columns mean what: contract, fraud, churn, or a TOML file "
                         "with a [columns] table (default: the built-in one that fits)")
     add_lockstep_options(parser)
-    parser.add_argument("--limit", type=int, metavar="N", help="stop after N rows")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="stop after N rows")
     parser.add_argument("--train", metavar="DAY..DAY", help="train a first model on these days, while the clock waits, as soon as "
                         "the labels of --test are known; from then on the loop has something to watch")
     parser.add_argument("--test", metavar="DAY..DAY", help="later days to judge it on, a label delay apart")
-    parser.add_argument("--rate", type=float, metavar="N", help="no simulated time: N events a second, whoever keeps up")
+    parser.add_argument("--rate", type=positive, metavar="N", help="no simulated time: N events a second, whoever keeps up")
     parser.add_argument("--now", action="store_true", help="with --rate: the events happen when they are sent")
     parser.add_argument("--stamp", action="store_true", help="with --rate: header hr_sent_ns says when each record was due")
 
@@ -44,8 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise SettingsError("--now and --stamp belong to --rate", hint="headrace replay FILE --rate 1000 --now")
     if (arguments.train is None) != (arguments.test is None) or (arguments.train is not None and arguments.rate is not None):
         raise SettingsError("--train and --test belong together, and to simulated time", hint="--train DAY..DAY --test DAY..DAY, no --rate")
-    if any(given is not None and given <= 0 for given in (arguments.rate, arguments.limit)):
-        raise SettingsError("--rate and --limit are above 0")
     settings, file = read_settings(), arguments.file
     mapping = find_mapping(file, arguments.mapping)
     if mapping.use_case.name not in settings.use_cases:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from services.commands import add_command, show
+from services.words import stated
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -18,7 +19,7 @@ def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "retrain", run, help="ask for a retrain; the governor answers, by the rules that bind alarms too",
                          example='headrace retrain fraud --why "new acquirer since Monday"')
     parser.add_argument("model", nargs="?", help="default: the first")
-    parser.add_argument("--why", required=True, metavar="REASON", help="goes into the request and the release")
+    parser.add_argument("--why", required=True, type=stated, metavar="REASON", help="goes into the request and the release")
     parser.add_argument("--dry-run", action="store_true", help="say what would be asked, ask nothing")
 
 

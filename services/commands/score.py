@@ -31,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     from feature_repo.online import SetReader
     from feature_repo.use_cases import find_model
     from feature_repo.vector import VectorBuilder
+    from schemas.errors import SettingsError
     from schemas.settings import read_settings
     from services.lookup import clock_ms, vector_for
     from services.releasing import deciding_bundle, read_chain
@@ -45,6 +46,8 @@ def run(arguments: argparse.Namespace) -> None:
             at_ms = clock_ms(settings, reader, [spec.service]) if arguments.at is None else arguments.at
             event = _asked(spec, *pair(arguments.event), at_ms)
         else:
+            if arguments.at is not None:
+                raise SettingsError("--at belongs to ENTITY=ID", hint="an event has its own time")
             event = _read(spec, arguments.event)
         row, _ = vector_for(VectorBuilder(spec.service), reader, event)
     finally:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from schemas.errors import SettingsError
 from services.commands import add_command, show
+from services.words import whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -23,11 +24,11 @@ def register(subparsers: Subparsers) -> None:
     from services.words import time_ms
 
     parser = add_command(subparsers, "simulate", run, example="headrace simulate --days 60 --seed 7",
-                         help="publish a simulated world of cards, terminals and fraud")
-    parser.add_argument("--days", type=int, default=60, metavar="N", help="days to simulate (default: 60)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same world (default: 0)")
-    parser.add_argument("--cards", type=int, default=2500, metavar="N", help="cards, two transactions a day each (default: 2500)")
-    parser.add_argument("--terminals", type=int, default=1000, metavar="N", help="terminals (default: 1000)")
+                         help="publish a simulated world of cards, terminals and fraud, to a system that is up with HEADRACE_TIME=replay")
+    parser.add_argument("--days", type=whole(1), default=60, metavar="N", help="days to simulate (default: 60)")
+    parser.add_argument("--seed", type=whole(0), default=0, metavar="S", help="the same seed gives the same world (default: 0)")
+    parser.add_argument("--cards", type=whole(1), default=2500, metavar="N", help="cards, two transactions a day each (default: 2500)")
+    parser.add_argument("--terminals", type=whole(1), default=1000, metavar="N", help="terminals (default: 1000)")
     parser.add_argument("--start", type=time_ms, default=FIRST_DAY, metavar="DAY", help=f"the first day, UTC (default: {FIRST_DAY})")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write Parquet, ground truth included, and publish nothing")
     parser.add_argument("--plant", nargs="+", default=(), metavar="KIND@DAY",

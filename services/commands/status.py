@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from services.commands import add_command, show
+from services.words import positive
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "status", run, help="show processes, lag in events and seconds, rates, model and dead letters",
                          example="headrace status --json")
-    parser.add_argument("--interval", type=float, default=1.0, metavar="S", help="seconds that rates are taken over (default %(default)s)")
+    parser.add_argument("--interval", type=positive, default=1.0, metavar="S",
+                        help="seconds that rates are taken over (default %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> None:

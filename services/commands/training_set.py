@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from services.commands import add_command, show
 from services.commands.train import KINDS
-from services.words import time_ms
+from services.words import time_ms, whole
 
 if TYPE_CHECKING:
     from feature_repo.models import ModelSpec
@@ -31,7 +31,7 @@ def register(subparsers: Subparsers) -> None:
                         help="process: in this process, no JVM; auto: so up to HEADRACE_PROCESS_ROWS archived records (default: auto)")
     parser.add_argument("--as-of", type=time_ms, metavar="TIME",
                         help="as known at this time, UTC (ISO 8601, or ms since 1970); default: now")
-    parser.add_argument("--archive-version", type=int, metavar="N", help="from this version of the archive (default: the newest)")
+    parser.add_argument("--archive-version", type=whole(0), metavar="N", help="from this version of the archive (default: the newest)")
     parser.add_argument("--check", action="store_true", help="hold the set to its rules; exit 8 where one is broken")
     parser.add_argument("--accept", nargs="+", default=(), choices=KINDS, metavar="KIND",
                         help=f"kinds of rules that may be broken: {', '.join(KINDS)}")
@@ -45,10 +45,13 @@ def run(arguments: argparse.Namespace) -> None:
     from jobs.checks import check_training_set
     from jobs.training_rows import parse_period
     from jobs.training_set import build_training_set
+    from schemas.errors import SettingsError
     from schemas.settings import read_settings
 
     settings = read_settings()
     spec, period = find_model(settings, arguments.model), parse_period(arguments.period)
+    if not arguments.compare and (arguments.train or arguments.test):
+        raise SettingsError("--train and --test belong to --compare", hint="`headrace train` trains one model")
     if arguments.compare:
         return compared(arguments, settings, spec)
     built = build_training_set(settings, spec, period.start_ms, period.end_ms, arguments.mode, as_of_ms=arguments.as_of,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import RuntimeFault
 from services.commands import add_command, show
+from services.words import whole
 
 if TYPE_CHECKING:
     from schemas.settings import Settings
@@ -32,7 +33,7 @@ class Stopped(BaseException):
 def register(subparsers: Subparsers) -> None:
     parser = add_command(subparsers, "up", run, help="start Kafka, Redis, workers, scorers, loop, runner, guard and HTTP API",
                          example="headrace up --workers 2")
-    parser.add_argument("--workers", type=int, metavar="N", help="feature workers (setting HEADRACE_WORKERS)")
+    parser.add_argument("--workers", type=whole(1), metavar="N", help="feature workers (setting HEADRACE_WORKERS)")
     parser.add_argument("--detach", action="store_true", help="return once everything is up; `headrace down` stops it")
     parser.add_argument("--engines-only", action="store_true", help="Kafka, Redis and the topics; none of our own processes")
 

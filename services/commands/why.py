@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from services.commands import add_command, show
-from services.words import time_ms
+from services.words import time_ms, whole
 
 if TYPE_CHECKING:
     from services.commands import Subparsers
@@ -17,7 +17,8 @@ def register(subparsers: Subparsers) -> None:
                          help="walk the chain from an id: what led to it, and what came of it")
     parser.add_argument("id", metavar="ID", help="of an event, prediction, evaluation, detection, retrain or release; model@epoch; "
                         "model@version. Where that is not enough: kind:ID, e.g. version:fraud@3")
-    parser.add_argument("--most", type=int, default=5, metavar="N", help="how many of many are told, the most telling first (default: 5)")
+    parser.add_argument("--most", type=whole(1), default=5, metavar="N",
+                        help="how many of many are told, the most telling first (default: 5)")
     parser.add_argument("--at", type=time_ms, metavar="TIME", help="the event time, where an event id was used twice")
 
 

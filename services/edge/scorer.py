@@ -474,7 +474,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("words", nargs="+", metavar="[append] FILE | check", help="files with JSON events, - for standard input")
     parser.add_argument("--source", help="append: the topic that the events are of; default: the one that is scored")
     parser.add_argument("--arrival", type=int, metavar="MS", help="append: when they arrived, UTC ms; default: this device's clock")
-    asked = parser.parse_args(words)
+    asked = parser.parse_intermixed_args(words)
     try:
         device = Device(Path(__file__).resolve().parent)
         action, files = (asked.words[0], asked.words[1:]) if asked.words[0] in ("append", "check") else ("score", asked.words)

@@ -52,6 +52,7 @@ def examine() -> Iterator[Finding]:
     yield from _machine(settings)
     yield from _home(settings)
     yield from _keys(settings.key_folder)
+    yield from _api_keys(settings.api)
     yield from _references(settings.models)
     yield from _java(settings)
     if not settings.redis:
@@ -120,6 +121,18 @@ def _home(settings: Settings) -> Iterator[Finding]:
         yield Finding("runtime", "warning", f"process {state.pid} ended without stopping; its data is there", "headrace up")
     else:
         yield Finding("runtime", "ok", "nothing runs here")
+
+
+def _api_keys(folder: Path) -> Iterator[Finding]:
+    from services.api.keys import key_file, read_keys
+
+    try:
+        found = read_keys(key_file(folder))
+    except SettingsError as error:
+        yield Finding("api keys", "missing", error.fact, error.hint)
+        return
+    if found:
+        yield Finding("api keys", "ok", f"{len(found)} of the HTTP API")
 
 
 def _keys(folder: Path) -> Iterator[Finding]:
