@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,8 +29,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "release pause --why ' '", "retrain --why ''", "drift learn rows.csv --delay 0",
 ])
 def test_a_number_that_is_none_or_too_small_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import shlex
-
     with pytest.raises(SystemExit) as caught:
         main(shlex.split(words))
     assert caught.value.code == 2
@@ -59,6 +60,9 @@ def test_a_file_of_keys_that_is_damaged_is_found_by_the_doctor(home: Path) -> No
     file.write_text(file.read_text().replace("1000.0", "null"))
     damaged = next(found for found in examine() if found.name == "api keys")
     assert (damaged.verdict, "move it away" in damaged.mend) == ("missing", True)
+    api = subprocess.run([sys.executable, "-m", "services.api"], capture_output=True, text=True, timeout=60, check=False)
+    assert api.returncode == 2
+    assert "is no file of keys" in api.stderr
 
 
 @pytest.mark.parametrize("group", ["dlq", "drift", "feast", "keys", "models", "outcomes", "release"])

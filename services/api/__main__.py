@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import uvicorn
 
+from schemas.errors import SettingsError
 from schemas.settings import Settings, read_settings
 from services.api.application import Application
 from services.api.connections import PatientProtocol
@@ -59,7 +60,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     settings = read_settings()
     sys.setswitchinterval(SWITCH_S)
-    logging.getLogger("api").info("keys are in %s, the first one is %s", settings.api, ensure_key(settings.api))
+    try:
+        logging.getLogger("api").info("keys are in %s, the first one is %s", settings.api, ensure_key(settings.api))
+    except SettingsError as error:  # it would serve nobody, and say that all is well
+        logging.getLogger("api").error("%s; %s", error.fact, error.hint)
+        return error.exit_code
     port = settings.api_port or reserve(settings.home.resolve(), ("api",))["api"]
     application = Application(settings)
     config = uvicorn.Config(application.app, settings.api_host, port, loop="uvloop", http=PatientProtocol, ws="none", lifespan="on",

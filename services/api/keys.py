@@ -131,13 +131,14 @@ def revoke_key(folder: Path, identity: str) -> None:
 
 
 def ensure_key(folder: Path) -> Path:
-    """Where the first key lies, which is made where there is no file of keys yet."""
+    """Where the first key lies, which is made where there is no file of keys yet. Raises SettingsError where that is damaged."""
     first = folder / "admin.key"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _held(folder, "first"):
         if not key_file(folder).exists():
             _, token = add_key(folder, SCOPES)
             save_token(first, token)
+        read_keys(key_file(folder))
     return first
 
 
