@@ -110,7 +110,7 @@ def test_what_is_archived_is_not_published_again_and_what_is_published_is_the_st
 @pytest.mark.slow
 def test_events_that_did_not_fit_into_redis_are_found_in_the_archive(spark: Any, redis_url: str, settings: Settings) -> None:
     url = redis_url.rsplit("/", 1)[0] + "/8"
-    world = JoinWorld(url, 8, records=600, budget_bytes=2_500).run()
+    world = JoinWorld(url, 8, records=600, budget_bytes=1_000).run()
     streamed, floor_ms = of_fraud(world.published), int(world.store.hget("pairs:outcomes", "floor_ms"))
     missed = right(world).keys() - {json.loads(value)["evaluation_id"] for _, _, value in streamed}
     within = missed & right(world, HORIZON_MS).keys()
