@@ -138,13 +138,16 @@ def open_archive(settings: Settings, version: int | None = None) -> ArchiveTable
     from deltalake import DeltaTable
 
     path = bronze_path(settings)
-    if version is not None and version > (newest := newest_archived(settings)):
-        raise JobError(f"the archive has no version {version}", hint=f"the newest is {newest}")
-    with _reading(settings):
-        table = DeltaTable(path, version=complete_version(settings) if version is None else version)
-        files = pa.table(table.get_add_actions(flatten=True))
-        dataset = open_dataset(table, path)
-        return ArchiveTable(table.version(), _newest_ms(files, dataset), dataset, _oldest(files))
+    try:
+        with _reading(settings):
+            table = DeltaTable(path, version=complete_version(settings) if version is None else version)
+            files = pa.table(table.get_add_actions(flatten=True))
+            dataset = open_dataset(table, path)
+            return ArchiveTable(table.version(), _newest_ms(files, dataset), dataset, _oldest(files))
+    except UnreadableError as error:
+        if version is not None and version > (newest := newest_archived(settings)):
+            raise JobError(f"the archive has no version {version}", hint=f"the newest is {newest}") from error
+        raise
 
 
 def no_archive(settings: Settings) -> JobError:

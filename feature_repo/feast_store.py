@@ -126,11 +126,9 @@ class HomeRegistryStore(FileRegistryStore):
     """The registry as a file in headrace's home folder. A relative home lies beside ``feature_repo``: Feast changes directory."""
 
     def __init__(self, registry_config: Any, repo_path: Path | None) -> None:
-        self._home = (repo_path or Path(__file__).parent).parent / read_settings().home
-        super().__init__(registry_config, self._home)
+        super().__init__(registry_config, (repo_path or Path(__file__).parent).parent / read_settings().home)
 
     def update_registry_proto(self, registry_proto: Any) -> None:
-        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._filepath.parent.mkdir(parents=True, exist_ok=True)
         super().update_registry_proto(registry_proto)
 

@@ -21,6 +21,7 @@ from typing import Any, Literal
 from msgspec.structs import replace
 
 from schemas.releases import BUCKETS, Action, Canary, Chain, Release
+from services.words import duration
 
 __all__ = ["AUTOMATIC", "DAY_MS", "STEPS", "Move", "Refusal", "next_release", "whole_steps"]
 
@@ -136,7 +137,7 @@ def _begun(chain: Chain, live: Release, asked: Move) -> Release | Refusal:
     if asked.rule == "losses" and (len(steps) > 1 or steps[0] == BUCKETS):
         return Refusal("an A/B test is held at one share below 100 %", "as in --hold-at 50")
     if asked.deadline_ms < asked.hold_ms:
-        return Refusal(f"a step held for {asked.hold_ms} ms has its deadline after {asked.deadline_ms}, before it may end",
+        return Refusal(f"a step held for {duration(asked.hold_ms)} has its deadline after {duration(asked.deadline_ms)}",
                        "--deadline is not shorter than --hold")
     at_ms = max(asked.at_ms, live.at_ms)
     canary = Canary(asked.version, steps, 0, f"{asked.model}:{asked.version}:{live.epoch + 1}", at_ms, at_ms, live.epoch + 1, asked.hold_ms,

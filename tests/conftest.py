@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.spark import session
+from jobs.spark import session, session_options
 from schemas.settings import Settings
 from schemas.topics import catalogue
 from services.runtime.embedded import Runtime
@@ -63,10 +63,17 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One Spark session for every module that asks for it. Those run last: a process has one at a time, and others start their own."""
     with session(Settings(home=tmp_path_factory.mktemp("spark")), "tests") as spark:
         spark.conf.set("spark.sql.shuffle.partitions", "4")  # of a handful of rows; each is a task, and thousands of tasks are minutes
-        # Nor is code made for them, which took a third of a parity's time. Modules with sessions of their own run what is in use.
+        # Nor is code made for them, which took a third of a parity's time; see ``generated_code``.
         spark.conf.set("spark.sql.codegen.wholeStage", "false")
         spark.conf.set("spark.sql.codegen.factoryMode", "NO_CODEGEN")
         yield spark
+
+
+@pytest.fixture(scope="module")
+def generated_code(spark: Any) -> Iterator[None]:
+    """Spark as it is in use, for a module whose jobs no test runs in a session of their own."""
+    with session_options(spark, {"spark.sql.codegen.wholeStage": "true", "spark.sql.codegen.factoryMode": "FALLBACK"}):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ PATIENCE_S = 2.0
 
 @pytest.fixture
 def api(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Api]:
-    """Its spool holds 1 MiB, so that it can be filled, or what the test says: 1 MiB is a second of full load while Kafka hesitates."""
+    """Its spool holds 1 MiB, so that it can be filled, or what the test says, where Kafka may hesitate under load."""
     with api_world(tmp_path / "home", ("api",), api_spool_mb=getattr(request, "param", 1), redis_timeout_ms=TIMEOUT_MS) as api:
         yield api
 

@@ -29,6 +29,8 @@ from services.commands.erase import kafka_until, personal_field, text
 from tests.log_world import DAYS, START, Logged, World, decoded, hostile_world, serve
 from tests.small_model import promote_small_model
 
+pytestmark = pytest.mark.usefixtures("generated_code")
+
 GONE, OTHERS = "c1", ("c0", "c2", "c3")
 PARSED = {"train": ("2018-07-01", "2018-07-03"), "test": ("2018-07-12", "2018-07-13")}
 

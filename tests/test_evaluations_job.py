@@ -20,6 +20,8 @@ from tests.join_oracle import HORIZON_MS, VALID, expected
 from tests.join_world import JoinWorld
 from tests.log_world import HEADERS
 
+pytestmark = pytest.mark.usefixtures("generated_code")
+
 Record = tuple[int, bytes, bytes]
 FOR_EVER = 2**62
 

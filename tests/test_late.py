@@ -23,6 +23,8 @@ from services.commands.late import table
 from tests.log_world import PARTITIONS, Logged, World, hostile_world, serve
 from tests.small_model import promote_small_model
 
+pytestmark = pytest.mark.usefixtures("generated_code")
+
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Settings, Model]:

@@ -26,6 +26,8 @@ from services.cli import main
 from services.commands.maintain import KEEP_HOURS
 from tests.appended_bronze import ROWS, append, copied, rows_of
 
+pytestmark = pytest.mark.usefixtures("generated_code")
+
 DAY_MS = 86_400_000
 
 

@@ -40,7 +40,7 @@ def test_a_number_that_is_none_or_too_small_is_refused(words: str, capsys: pytes
     ("training-set 2018-07-25..2018-07-31 --train 2018-07-25..2018-07-31", "belong to --compare"),
     ("training-set tomorrow", "'tomorrow' is not a period"), ("training-set 2018-08-02..2018-08-01", "ends before it begins"),
     ("outcomes join --dry-run --publish", "--dry-run publishes nothing"), ("api-keys list other", "belongs to revoke"),
-    ("api-keys add --out no/folder/new.key", "cannot be written"),
+    ("api-keys add --out no/folder/new.key", "cannot be written"), ("score event.json --at 2018-08-14", "belongs to ENTITY=ID"),
 ])
 def test_options_that_do_not_belong_together_are_refused(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words.split()) == 2
@@ -60,6 +60,8 @@ def test_a_file_of_keys_that_is_damaged_is_found_by_the_doctor(home: Path) -> No
     file.write_text(file.read_text().replace("1000.0", "null"))
     damaged = next(found for found in examine() if found.name == "api keys")
     assert (damaged.verdict, "move it away" in damaged.mend) == ("missing", True)
+    assert main(["api-keys", "add", "--out", str(home.parent / "other.key")]) == 2
+    assert not (home.parent / "other.key").exists()
     api = subprocess.run([sys.executable, "-m", "services.api"], capture_output=True, text=True, timeout=60, check=False)
     assert api.returncode == 2
     assert "is no file of keys" in api.stderr
@@ -70,6 +72,12 @@ def test_a_command_with_actions_has_an_example(group: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         main([group, "--help"])
     assert f"example: headrace {group} " in capsys.readouterr().out
+
+
+def test_what_was_watched_ends_after_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "alarms.csv").write_text("at\n2026-02-01\n")
+    assert main(["drift", "evaluate", str(tmp_path / "alarms.csv"), "--from", "2026-04-01", "--until", "2026-01-01"]) == 2
+    assert "--until is before --from" in capsys.readouterr().err
 
 
 def test_an_empty_file_of_labelled_rows_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,15 +35,12 @@ def test_copies_history_and_lost_rows_change_settled_verdicts_as_they_change_all
         table = pa.Table.from_pylist(list(changed), rows.schema) if changed else rows
         spark.createDataFrame(table).coalesce(1).write.format("delta").mode("append").partitionBy("topic").save(bronze_path(settings))
 
-    def in_parts() -> dict[str, tuple[str, int]]:
-        parity(settings, SERVICE, spark)
-        return verdicts(spark, settings)
-
     def judged() -> dict[str, tuple[str, int]]:
-        found = in_parts()
+        parity(settings, SERVICE, spark)
+        in_parts = verdicts(spark, settings)
         parity(settings, SERVICE, spark, again=True)
-        assert found == verdicts(spark, settings)
-        return found
+        assert in_parts == verdicts(spark, settings)
+        return in_parts
 
     append()
     before = judged()
@@ -70,14 +67,14 @@ def test_copies_history_and_lost_rows_change_settled_verdicts_as_they_change_all
     assert without != with_history
 
     spark.sql(f"RESTORE TABLE delta.`{bronze_path(settings)}` TO VERSION AS OF 1")
-    assert in_parts() == after, "neither the history nor the deletion are in the restored version"
+    assert judged() == after, "neither the history nor the deletion are in the restored version"
     spark.sql(f"RESTORE TABLE delta.`{bronze_path(settings)}` TO VERSION AS OF 0")
-    assert in_parts() == before, "the copy is gone"
+    assert judged() == before, "the copy is gone"
 
     path = parity_path(settings, SERVICE)
     other = spark.read.format("delta").load(path).selectExpr("*", "1 AS of_another_release")
     other.write.format("delta").mode("overwrite").option("overwriteSchema", "true").save(path)
-    assert in_parts() == before, "a table of another release is judged anew"
+    assert judged() == before, "a table of another release is judged anew"
 
 
 def test_an_answer_that_lacks_an_erased_record_excuses_no_other_answer_of_its_event(spark: Any, tmp_path: Path) -> None:

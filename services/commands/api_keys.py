@@ -32,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from services.api.keys import SCOPES, add_key, key_file, read_keys, revoke_key, save_token
 
     folder = read_settings().api
+    keys = read_keys(key_file(folder))
     if arguments.action == "add":
         scopes = arguments.scopes.split(",")
         if unknown := sorted(set(scopes) - set(SCOPES)):
@@ -49,7 +50,6 @@ def run(arguments: argparse.Namespace) -> None:
         return show(arguments, {"id": key.id, "scopes": scopes, "out": str(arguments.out)}, f"key {key.id} is in {arguments.out}")
     if arguments.action == "list" and arguments.id is not None:
         raise SettingsError(f"{arguments.id!r} belongs to revoke", hint=f"headrace api-keys revoke {arguments.id}")
-    keys = read_keys(key_file(folder))
     if arguments.action == "revoke":
         if arguments.id not in {key.id for key in keys}:
             raise SettingsError(f"there is no key {arguments.id!r}", hint="`headrace api-keys` lists them")

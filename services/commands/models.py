@@ -102,9 +102,9 @@ def _compare_pairs(arguments: argparse.Namespace, settings: Settings) -> None:
     (model, first), (other, second) = names
     if model != other or first == second:
         raise SettingsError(f"{' and '.join(arguments.versions)} have no pairs", hint="name two versions of one model")
-    for version in arguments.versions:
-        _read(settings, version)  # there is such a version
     pairs, matured = read_pairs(settings, endpoints(settings), find_model(settings, model), first, second)
+    for version in arguments.versions if not pairs else ():
+        _read(settings, version)  # or there is no such version, which is why
     facts = {"model": model, **compare_pairs(pairs, matured, first, second)}
     show(arguments, facts, "\n".join(lines(facts)))
 

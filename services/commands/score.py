@@ -37,17 +37,18 @@ def run(arguments: argparse.Namespace) -> None:
     from services.releasing import deciding_bundle, read_chain
     from services.runtime.endpoints import endpoints
 
+    asks = "=" in arguments.event and not Path(arguments.event).exists()
+    if arguments.at is not None and not asks:
+        raise SettingsError("--at belongs to ENTITY=ID", hint="an event has its own time")
     settings = read_settings()
     spec = find_model(settings, arguments.model)
     at = endpoints(settings)
     reader = SetReader(at.redis, 5000, settings.partitions)
     try:
-        if "=" in arguments.event and not Path(arguments.event).exists():
+        if asks:
             at_ms = clock_ms(settings, reader, [spec.service]) if arguments.at is None else arguments.at
             event = _asked(spec, *pair(arguments.event), at_ms)
         else:
-            if arguments.at is not None:
-                raise SettingsError("--at belongs to ENTITY=ID", hint="an event has its own time")
             event = _read(spec, arguments.event)
         row, _ = vector_for(VectorBuilder(spec.service), reader, event)
     finally:
