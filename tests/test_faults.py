@@ -20,6 +20,7 @@ from schemas.settings import Settings
 from schemas.topics import valid_topic
 from services.ledger import end_offsets, read_events
 from services.runtime.embedded import Runtime
+from streams.publisher import last_source_offset
 from tests.deadline import eventually
 from tests.world_check import Sent, publish, read_predictions, small_world, wrong_sets
 
@@ -35,7 +36,7 @@ def running(tmp_path_factory: pytest.TempPathFactory):
 
 
 def caught_up(runtime: Runtime) -> bool:
-    """All sources are applied and everything valid is scored."""
+    """All sources are applied and everything valid is published and scored."""
     store = redis.Redis.from_url(runtime.redis)
     for source, views in (("transactions", SERVICE.views[:2]), ("outcomes", SERVICE.views[2:])):
         for partition, (low, high) in end_offsets(runtime.kafka, source).items():
@@ -43,6 +44,8 @@ def caught_up(runtime: Runtime) -> bool:
             marks += [store.hget(f"scored:{SERVICE.name}", partition)] if source == "transactions" else []
             if high > low and any(mark is None or int(mark) < high - 1 for mark in marks):
                 return False
+            if source == "outcomes" and high > low and last_source_offset(runtime.kafka, valid_topic(source), partition) < high - 1:
+                return False  # sets have a record before the valid topic has it
     return True
 
 
