@@ -26,7 +26,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     "api-keys add --out new.key --rate nan", "api-keys add --out new.key --rate inf", "api-keys add --out new.key --rate 0",
     "training-set 2018-07-25..2018-07-31 --archive-version -1", "archive --continuous -5", "dlq list --limit -3", "apply --grace -3",
     "apply --grace nan", "explain an-id --events -4", "why an-id --most 0", "simulate --days 0", "simulate --cards -1", "up --workers 0",
-    "release pause --why ' '", "retrain --why ''", "drift learn rows.csv --delay 0",
+    "release canary fraud@3 --steps 1,0,5 --why new", "release canary fraud@3 --steps 50,150 --why new",
+    "release canary fraud@3 --hold-at nan --why new", "release pause --why ' '", "retrain --why ''", "drift learn rows.csv --delay 0",
 ])
 def test_a_number_that_is_none_or_too_small_is_refused(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -133,10 +133,14 @@ def _named(text: str) -> tuple[str, str]:
 
 def _steps(text: str) -> tuple[int, ...]:
     """Percent as shares of 10,000."""
+    from services.release_machine import Refusal, whole_steps
+
     try:
         shares = tuple(round(float(each) * 100) for each in text.split(","))
     except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} are no shares; write 1,5,25,50,100") from error
+    if isinstance(refused := whole_steps(shares), Refusal):
+        raise argparse.ArgumentTypeError(f"{refused.fact}, {refused.hint}")
     return shares
 
 
