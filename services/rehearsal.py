@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from feature_repo.fraud import FRAUD, SERVICE, USE_CASE, VIEWS
 from feature_repo.marks import Progress
-from feature_repo.views import DAY_MS
+from feature_repo.views import DAY_MS, HOUR_MS
 from jobs.training_rows import Period
 from schemas.errors import SettingsError
 from schemas.fraud import TRANSACTIONS
@@ -33,6 +33,9 @@ ROLES = ("worker", "loop", "scorer", "compactor")
 """What has to run: everything but the runner, for retrains are carried out while the clock stands still."""
 TRAIN_DAY = 52
 """The first model is trained when the longest window, 30 days and a label delay, is full in all that it is trained and judged on."""
+
+STEP_MS = 3 * HOUR_MS
+"""Of simulated time at once. What a score reads is the same with hours; everybody who is waited for does a third of the rounds."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Rehearsal:
         rows = planted((event_rows(batch) for batch in self.world.days(stage.days)), self.plants, stage.seed)
         progress = Progress(runtime.redis, VIEWS, [SERVICE])
         self.lockstep = Lockstep(runtime.kafka, rows, progress, source=f"/headrace/simulate/{stage.seed}", emissions=USE_CASE.emissions,
-                                 tell=lambda now: self.step(now.now_ms or 0, now.sent[TRANSACTIONS]))
+                                 step_ms=STEP_MS, tell=lambda now: self.step(now.now_ms or 0, now.sent[TRANSACTIONS]))
         self.hold: RetrainHold | None = None
         try:
             yield

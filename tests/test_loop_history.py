@@ -36,7 +36,7 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Setting
     world = World(STAGE.seed, STAGE.cards, STAGE.terminals, STAGE.start_ms)
     rows = planted((event_rows(batch) for batch in world.days(STAGE.days)), [parse_plant(f"concept@{CONCEPT_DAY}", STAGE.start_ms)], 7)
     with Runtime(settings) as runtime:
-        in_lockstep(settings, USE_CASE, rows, source="/test", total=None, step_ms=DAY_MS // 24, drain=True, loop=True, first=FIRST)
+        in_lockstep(settings, USE_CASE, rows, source="/test", total=None, step_ms=DAY_MS // 8, drain=True, loop=True, first=FIRST)
         yield settings, runtime.kafka, read_history(settings, runtime.kafka, FRAUD, 7)
 
 
@@ -56,7 +56,7 @@ def test_what_was_served_has_met_its_outcome_and_a_second_first_model_is_refused
     served = read_served(kafka, FRAUD, [(HOLD_MS, HOLD_MS + DAY_MS)])
     assert len(served.label) == len(served.between(HOLD_MS, HOLD_MS + DAY_MS).label) > 0, "the replay drained"
     with pytest.raises(SettingsError, match="champion already"):
-        in_lockstep(settings, USE_CASE, iter(()), source="/test", total=None, step_ms=DAY_MS // 24, drain=True, loop=True, first=FIRST)
+        in_lockstep(settings, USE_CASE, iter(()), source="/test", total=None, step_ms=DAY_MS // 8, drain=True, loop=True, first=FIRST)
 
 
 def test_old_and_new_are_compared_on_the_same_rows() -> None:
