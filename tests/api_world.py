@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from schemas.settings import Settings
 from services.api.keys import Scope, add_key
 from services.runtime.embedded import Runtime
+from tests.deadline import eventually
 from tests.small_model import promote_small_model
 
 DEFAULTS = {"card_count_1d": 3.0, "card_amount_mean_30d": 20.0, "card_at_terminal_30d": 0.0}
@@ -78,6 +79,10 @@ class Api:
     def get(self, path: str, **told: Any) -> Answer:
         return self.ask("GET", path, **told)
 
+    def features(self, **told: Any) -> Any:
+        """Asked again where the store could not answer in its time."""
+        return eventually(lambda: (answer := self.post("/v1/features", told)).status != 503 and answer.body)
+
     def served(self) -> tuple[str, int]:
         """(version, epoch) that scores an event now."""
         answer = self.post("/v1/score", self.event()).body
@@ -88,5 +93,5 @@ class Api:
 def api_world(home: Path, roles: tuple[str, ...] = ("worker", "scorer", "api"), **settings: Any) -> Iterator[Api]:
     """Engines and ``roles`` of their own, with a released model, and so much time that a busy machine refuses nothing."""
     promote_small_model(home / "models", defaults=DEFAULTS)
-    with Runtime(Settings(home=home, **{"api_deadline_ms": 10_000, **settings}), roles=roles) as runtime:
+    with Runtime(Settings(home=home, **{"api_deadline_ms": 10_000, "redis_timeout_ms": 5_000, **settings}), roles=roles) as runtime:
         yield Api(runtime, home, (home / "api" / "admin.key").read_text().strip())

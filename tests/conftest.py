@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 
 from jobs.spark import session, session_options
 from schemas.settings import Settings
@@ -32,6 +34,10 @@ LONGEST = ("test_real_data", "test_churn", "test_gameday", "test_loop_history", 
 # time. With one compiler stock is 48 MB for compiled code, which a session of Spark fills.
 ONE_COMPILER = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m"
 os.environ.setdefault("JDK_JAVA_OPTIONS", ONE_COMPILER)
+
+# An example takes as long as the machine lets it: what is slow here is no finding.
+examples.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def test_features_are_those_that_a_score_is_made_from(api: Api) -> None:
         assert api.post("/v1/events", event).status == 202
 
     def counted() -> bool:
-        told = api.post("/v1/features", {"entities": {"card_id": "known"}}).body
+        told = api.features(entities={"card_id": "known"})
         return bool(told["views"][0]["values"]["card_count_1d"] == 5)
 
     eventually(counted)
@@ -130,7 +130,7 @@ def test_features_are_those_that_a_score_is_made_from(api: Api) -> None:
     assert found["made_by"] == "request"
     names = SERVICE.feature_names
     scored = dict(zip(names, found["prediction"]["features"], strict=True))
-    asked = api.post("/v1/features", {"entities": {"card_id": "known", "terminal_id": "known"}, "at_ms": event["event_time"]}).body
+    asked = api.features(entities={"card_id": "known", "terminal_id": "known"}, at_ms=event["event_time"])
     told = {name: value for view in asked["views"] for name, value in view["values"].items()}
     assert scored["card_count_1d"] == told["card_count_1d"] + 1 == 6, "the scored event is in its own count, and in nobody else's"
     assert scored["terminal_count_24h"] == told["terminal_count_24h"] + 1
@@ -177,7 +177,7 @@ def test_concurrent_requests_are_scored_together_and_a_lone_one_alone(api: Api) 
     assert counts() == (scored + 1, batches + 1)
     scored, batches = counts()
     job = Job("127.0.0.1", api.port, "/v1/score", {"authorization": f"Bearer {api.key}"},
-              [json.dumps(api.event()) for _ in range(500)], 1.0, connections=32, warm_s=0.0)
+              [json.dumps(api.event()) for _ in range(500)], 1.0, connections=32, warm_s=0.0, linger_s=60.0)
     seen = run_load(job)
     assert set(seen.statuses) == {"200"}
     more, in_batches = (now - then for now, then in zip(counts(), (scored, batches), strict=True))
@@ -240,7 +240,7 @@ def test_a_store_that_lost_what_it_had_makes_answers_degraded_until_it_is_back(a
     """Last, for it takes everything away."""
     for _ in range(8):
         assert api.post("/v1/events", api.event()).status == 202
-    eventually(lambda: api.post("/v1/features", {"entities": {"card_id": "c1"}}).body["views"][0]["applied"] != [-1] * 4)
+    eventually(lambda: api.features(entities={"card_id": "c1"})["views"][0]["applied"] != [-1] * 4)
     assert api.post("/v1/score", api.event()).body["degraded"] is False
     api.runtime.hold("worker-1")
     redis.Redis.from_url(api.runtime.redis).flushall()
@@ -258,7 +258,7 @@ def test_every_answer_is_recomputed_from_the_log_alone(spark: Any, api: Api) -> 
     for n in range(1, 6):
         other = api.event(card_id="asked", terminal_id="t1", event_time=asked["event_time"] - n)
         assert api.post("/v1/events", other).status == 202
-    eventually(lambda: api.post("/v1/features", {"entities": {"card_id": "asked"}}).body["views"][0]["values"]["card_count_1d"] == 5)
+    eventually(lambda: api.features(entities={"card_id": "asked"})["views"][0]["values"]["card_count_1d"] == 5)
     second = api.post("/v1/score", asked).body
     assert second["fingerprint"] != first["fingerprint"]
     published = api.event(card_id="asked", terminal_id="t2")

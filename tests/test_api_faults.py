@@ -19,13 +19,14 @@ import pytest
 from feature_repo.fraud import SERVICE
 from schemas.errors import LogError
 from schemas.fraud import Prediction
+from services.api.__main__ import DRAIN_S
 from services.ledger import read_topic
 from tests.api_world import DEFAULTS, Answer, Api, api_world
 from tests.deadline import eventually
 from tests.world_check import as_floats
 
-TIMEOUT_MS = 150
-PATIENCE_S = 2.0
+TIMEOUT_MS = 1_000
+PATIENCE_S = 15.0
 """Many times the timeout: what is asserted is that nobody waits for a store that does not answer, not how fast this machine is."""
 
 
@@ -94,11 +95,11 @@ def test_without_redis_answers_are_degraded_and_in_time(api: Api, fault: Any) ->
         assert {name: vector[name] for name in DEFAULTS} == DEFAULTS
         assert np.isnan(vector["card_count_30d"])
     eventually(lambda: state(api)["store"] == {"fraud": True})
-    assert not api.post("/v1/score", api.event()).body["degraded"]
+    eventually(lambda: not api.post("/v1/score", api.event()).body["degraded"])
 
 
 def test_many_at_once_wait_no_longer_for_a_hung_redis_than_one(api: Api) -> None:
-    """Were each to wait its turn for the timeout, the last of forty would wait six seconds."""
+    """Were each to wait its turn for the timeout, the last of forty would wait forty seconds."""
     batch(api)
     seconds: list[float] = []
 
@@ -135,8 +136,8 @@ def test_without_kafka_predictions_are_spooled_then_refused_and_follow_once_it_i
         assert api.get("/readyz").status == 503
         on_disk = eventually(lambda: sum(file.stat().st_size for file in (api.home / "api" / "spool").rglob("*.spool")))
         assert on_disk < 2 << 20, "bounded"
-    eventually(lambda: set(told) <= set(published(api)), timeout_s=90)
-    assert set(published(api)) == set(told), "nothing that was not told"
+    found = eventually(lambda: (found := set(published(api))) >= set(told) and found)
+    assert found == set(told), "nothing that was not told"
     eventually(lambda: batch(api).status == 200)
     eventually(lambda: not list((api.home / "api" / "spool").rglob("*.spool")))
 
@@ -161,7 +162,10 @@ def test_what_is_spooled_outlives_a_kill(api: Api, spool_kept: bool) -> None:
 
 @pytest.mark.parametrize("api", [64], indirect=True)
 def test_a_stop_under_load_answers_every_request_that_was_sent(api: Api) -> None:
-    """Clients keep their connections, and go where one is ended; none is cut off in the middle."""
+    """Clients keep their connections, and go where one is ended; none is cut off in the middle.
+
+    A client that the machine has held up for so long that its connection may have been taken for idle makes another.
+    """
     import http.client
     import json
 
@@ -170,7 +174,7 @@ def test_a_stop_under_load_answers_every_request_that_was_sent(api: Api) -> None
     refused = threading.Event()
 
     def load() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=30)
+        connection, used = http.client.HTTPConnection("127.0.0.1", api.port, timeout=30), 0.0
         while not refused.is_set():
             if connection.sock is None:
                 try:
@@ -186,10 +190,13 @@ def test_a_stop_under_load_answers_every_request_that_was_sent(api: Api) -> None
                 answered[0] += response.status == 200
                 if response.status != 200:
                     failed.append(f"{response.status} {answer!r}")
-                fresh = False
+                fresh, used = False, time.monotonic()
             except (OSError, http.client.HTTPException) as error:
                 if fresh:  # the listener went between the handshake and the first request
                     return
+                if time.monotonic() - used > DRAIN_S / 2:
+                    connection.close()
+                    continue
                 failed.append(repr(error))
                 return
 

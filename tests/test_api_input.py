@@ -148,7 +148,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_a_reason(api: Api
     answer = api.post("/v1/score:batch", {"events": [api.event() for _ in range(256)]}, headers={"headrace-deadline-ms": "1"})
     assert (answer.status, answer.reason) == (503, "overloaded")
     assert int(answer.headers["retry-after"]) >= 1
-    assert api.post("/v1/score", api.event(), headers={"headrace-deadline-ms": "1000"}).status == 200, "the control"
+    assert api.post("/v1/score", api.event(), headers={"headrace-deadline-ms": "10000"}).status == 200, "the control"
     for wrong in ("soon", "0", "-1", "1000000", ""):
         assert api.post("/v1/score", api.event(), headers={"headrace-deadline-ms": wrong}).reason == "wrong-header"
 
@@ -156,7 +156,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_a_reason(api: Api
 def test_overload_is_shed_not_queued(api: Api) -> None:
     """More connections than it can serve in the deadline: answers or refusals, none later than the deadline and a bit, no fault."""
     job = Job("127.0.0.1", api.port, "/v1/score:batch", {"authorization": f"Bearer {api.key}", "headrace-deadline-ms": "50"},
-              [json.dumps({"events": [api.event() for _ in range(200)]})], 2.0, connections=40, warm_s=0.0)
+              [json.dumps({"events": [api.event() for _ in range(200)]})], 2.0, connections=40, warm_s=0.0, linger_s=60.0)
     seen = run_load(job)
     assert set(seen.statuses) <= {"200", "503", "429"}
     assert seen.statuses["503"] > 0

@@ -37,6 +37,8 @@ from tests.deadline import eventually
 from tests.world_check import Sent, read_predictions, small_world, wrong_sets
 
 EVENTS = 4_200
+WAITED_FOR = len(VIEWS) + 2
+"""Groups: of each view, the scorer and the shadow."""
 SKEW_MS = max(view.max_skew_ms for view in VIEWS)
 HOUR_MS = 3_600_000
 HUGE = "12 MB that were sent compressed"
@@ -172,7 +174,7 @@ def sending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sending]:
         sent = Sending(runtime, home, small_world(EVENTS, seed=9), {}, pids)
         for source, records in (("transactions", sent.good.transactions), ("outcomes", sent.good.outcomes)):
             sent.refused[source] = send(runtime.kafka, source, records)
-        eventually(lambda: idle(runtime, home), timeout_s=90)
+        eventually(lambda: idle(sent), timeout_s=90)
         yield sent
 
 
@@ -210,9 +212,13 @@ def send(bootstrap: str, source: str, good: list[tuple[Any, int]]) -> list[Refus
     return refused
 
 
-def idle(runtime: Runtime, home: Path) -> bool:
-    status = read_status(Settings(home=home, time="replay"), runtime.endpoints, interval_s=0.01)
-    return all(group.lag_events == 0 and group.lag_s == 0 for group in status.groups)
+def idle(sending: Sending, more: int = 0) -> bool:
+    """Nobody has anything to do, and what is applied has been published, with ``more`` events than were sent at first."""
+    status = read_status(Settings(home=sending.home, time="replay"), sending.runtime.endpoints, interval_s=0.01)
+    return (status.dead_letters == {source: len(refused) for source, refused in sending.refused.items()}
+            and status.predictions >= len(sending.good.transactions) + more
+            and sum(group.group != LOOP for group in status.groups) == WAITED_FOR
+            and all(group.lag_events == 0 and group.lag_s == 0 for group in status.groups))
 
 
 def headrace(sending: Sending, *words: str) -> dict[str, Any]:
@@ -266,7 +272,7 @@ def test_no_process_ended_and_no_lag_is_left(sending: Sending) -> None:
     assert {process.restarts for process in state.processes} == {0}
     status = headrace(sending, "status")
     waited_for = [group for group in status["groups"] if group["group"] != LOOP]
-    assert len(waited_for) == len(VIEWS) + 2, "of each view, the scorer and the shadow"
+    assert len(waited_for) == WAITED_FOR
     assert {(group["lag_events"], group["lag_s"]) for group in waited_for} == {(0, 0.0)}
     assert status["dead_letters"] == {source: len(refused) for source, refused in sending.refused.items()}
 
@@ -296,7 +302,7 @@ def test_a_dead_letter_that_is_not_there_is_an_error_with_a_hint(sending: Sendin
 
 def test_what_is_valid_by_now_is_replayed_once_and_predicted_once(sending: Sending) -> None:
     """The clock of the replay has gone on: two of the fast clocks are in the past by now, the others are not."""
-    runtime, home = sending.runtime, sending.home
+    runtime = sending.runtime
     mended = [one for one in sending.refused["transactions"] if one.bad.reason == "clock-skew" and one.bad.name != FAR_FUTURE]
     ends, predicted = end_offsets(runtime.kafka, "transactions"), read_predictions(runtime.kafka)
 
@@ -313,7 +319,7 @@ def test_what_is_valid_by_now_is_replayed_once_and_predicted_once(sending: Sendi
     assert (second["sent"], sorted(second["sent_before"])) == ([], sorted(first["sent"]))
     assert second["refused"] == first["refused"]
 
-    eventually(lambda: idle(runtime, home))
+    eventually(lambda: idle(sending, len(mended)))
     events = [msgspec.json.decode(one.value or b"", type=Transaction) for one in mended]
     predictions = read_predictions(runtime.kafka)
     assert predictions.first.keys() - predicted.first.keys() == {prediction_id("fraud", e.event_id, e.event_time) for e in events}

@@ -20,7 +20,7 @@ import redis
 from confluent_kafka import Producer
 
 from feature_repo.fraud import FRAUD
-from feature_repo.join_marks import evaluated_ms, joined_ms_key
+from feature_repo.join_marks import evaluated_ms, joined_key, joined_ms_key
 from feature_repo.pair_bytes import model_tag, pair_key, place_of
 from feature_repo.pending import read_layout
 from feature_repo.views import DAY_MS
@@ -28,7 +28,7 @@ from feature_repo.wire import Wire
 from schemas.evaluations import EVALUATION, EVALUATIONS
 from schemas.fraud import Outcome
 from schemas.settings import Settings
-from services.ledger import read_topic
+from services.ledger import end_offsets, read_topic
 from services.publisher import Publisher
 from services.runtime.embedded import Runtime
 from tests.deadline import eventually
@@ -69,6 +69,12 @@ def published(kafka: str) -> dict[str, set[tuple[int, bytes, bytes]]]:
     for message in read_topic(kafka, EVALUATIONS):
         found.setdefault(EVALUATION.decode(message.value()).evaluation_id, set()).add((message.partition(), message.key(), message.value()))
     return found
+
+
+def joined(store: redis.Redis, kafka: str, topic: str) -> bool:
+    """Everything of ``topic`` is; what meets nothing is seen in the marks alone."""
+    return all(store.hget(joined_key(topic), partition) == b"%d" % (high - 1)
+               for partition, (low, high) in end_offsets(kafka, topic).items() if high > low)
 
 
 def check_all(kafka: str) -> int:
@@ -121,6 +127,7 @@ def test_kills_and_an_older_redis_leave_the_evaluations_that_brute_force_finds(t
         print(f"{found} evaluations, {kills + 1} kills, published again: {copies}; "
               f"{store.hgetall('pairs:outcomes:counts')}")
 
+        eventually(lambda: all(joined(store, runtime.kafka, topic) for topic in ("predictions", VALID)))
         assert_status(runtime, tmp_path / "home")
 
         # A reader is told that nothing more will come, on partitions without traffic too.

@@ -26,14 +26,14 @@ import numpy as np
 __all__ = ["Job", "Seen", "run_load"]
 
 READ_BYTES = 1 << 16
+POLL_S = 0.5
 TFD_TIMER_ABSTIME = 1
-LINGER_S = 0.5
-"""So long what was sent before the end is waited for."""
-
-
 @dataclass(frozen=True)
 class Job:
-    """``bodies`` are sent in turn. ``rate`` 0: a closed loop, one request under way on each connection."""
+    """``bodies`` are sent in turn. ``rate`` 0: a closed loop, one request under way on each connection.
+
+    ``linger_s``: so long what was sent before the end is waited for.
+    """
 
     host: str
     port: int
@@ -44,6 +44,7 @@ class Job:
     connections: int
     rate: float = 0.0
     warm_s: float = 1.0
+    linger_s: float = 0.5
 
 
 @dataclass
@@ -167,12 +168,12 @@ class Load:
                 poll.register(file, select.EPOLLIN)
             for connection in connections if not rate else ():
                 connection.send(time.perf_counter())
-            while (now := time.perf_counter()) < end or (by_file and now < end + LINGER_S and any(
+            while (now := time.perf_counter()) < end or (by_file and now < end + self._job.linger_s and any(
                     connection.busy_since is not None for connection in by_file.values())):
                 while rate and (due := began + number / rate) <= now and due < end:
                     connections[number % len(connections)].send(due)
                     number += 1
-                for file, _ in poll.poll(LINGER_S):
+                for file, _ in poll.poll(POLL_S):
                     if file == timer:
                         os.read(timer, 8)
                         continue
