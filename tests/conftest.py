@@ -133,5 +133,5 @@ def containers(home: Path) -> Iterator[Endpoints]:
     store = DockerContainer(services["redis"]["image"]).with_command(services["redis"]["command"])
     at = Endpoints(f"127.0.0.1:{ports['kafka']}", f"redis://127.0.0.1:{ports['redis']}/0")
     with broker, store.with_bind_ports(6379, ports["redis"]):
-        eventually(lambda: answers(at.kafka, 1.0) and server_pid(at.redis, 1.0), timeout_s=120)
+        eventually(lambda: answers(at.kafka, 1.0) and server_pid(at.redis, 1.0))
         yield at

@@ -58,7 +58,7 @@ class World:
         self.snapshots: list[dict[bytes, bytes]] = [{}]
         self.restored = False
         self.now_ms, self.sent = 40 * DAY_MS, []
-        self.reader, self.builder = SetReader(self.url, 2000, PARTITIONS), VectorBuilder(SERVICE)
+        self.reader, self.builder = SetReader(self.url, 30_000, PARTITIONS), VectorBuilder(SERVICE)
         self.owner = {p: Worker(self) for p in range(PARTITIONS)}
         self.zombies: list[tuple[Worker, int]] = []
         for partition, worker in self.owner.items():

@@ -55,7 +55,7 @@ class World:
         self._at += n
         publish(self._producer, "transactions", found)
         assert self._producer.flush(60) == 0
-        eventually(lambda: caught_up(self.runtime), 60)
+        eventually(lambda: caught_up(self.runtime))
         return found
 
     def tell(self, sent: Sent) -> None:
@@ -76,7 +76,7 @@ class World:
 
     def decided(self, began: Release) -> Any:
         """What followed ``began``, once every partition is served by it."""
-        ended = eventually(lambda: self.live.epoch > began.epoch and self.live, 90)
+        ended = eventually(lambda: self.live.epoch > began.epoch and self.live)
         wait_served(self._settings, self.runtime.endpoints, FRAUD.name)
         return ended
 

@@ -153,9 +153,9 @@ def test_what_is_spooled_outlives_a_kill(api: Api, spool_kept: bool) -> None:
             if not spool_kept:
                 shutil.rmtree(api.home / "api" / "spool")
     after = ids(batch(api))
-    eventually(lambda: set(after) <= set(published(api)), timeout_s=60)
+    eventually(lambda: set(after) <= set(published(api)))
     if spool_kept:
-        eventually(lambda: set(told) <= set(published(api)), timeout_s=60)
+        eventually(lambda: set(told) <= set(published(api)))
     else:
         assert not set(told) & set(published(api))
 

@@ -131,11 +131,11 @@ def test_what_would_be_late_is_refused_before_it_is_scored(judge: Judge) -> None
     async def work(batcher: Batcher, store: SlowStore) -> None:
         import time
 
-        alone = batcher.submit(arrived("a"), time.monotonic() + 1)
+        alone = batcher.submit(arrived("a"), time.monotonic() + 5)
         await asyncio.sleep(0)
         assert len(store.asked) == 1, "alone it is tried: it may have become faster"
         with pytest.raises(RefusedError) as caught:
-            batcher.submit(arrived("b"), time.monotonic() + 1)
+            batcher.submit(arrived("b"), time.monotonic() + 5)
         assert (caught.value.status, caught.value.reason) == (503, "overloaded")
         patient = batcher.submit(arrived("c"), time.monotonic() + 1_000)
         store.answer()

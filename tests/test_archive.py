@@ -76,7 +76,7 @@ def test_archive_continuous_has_each_record_once_while_they_come_and_ends_well(s
     publisher.start()
     process, said = start(tmp_path, kafka, "--continuous", "0.1")
     try:
-        eventually(lambda: process.poll() is not None or sum(told["rows"] > 0 for told in rounds(said)) >= 4, timeout_s=180)
+        eventually(lambda: process.poll() is not None or sum(told["rows"] > 0 for told in rounds(said)) >= 4, timeout_s=600)
         process.terminate()
         assert process.wait(120) == 0, (tmp_path / "errors").read_text()
     finally:
@@ -197,7 +197,7 @@ def test_partitions_that_are_added_while_the_archive_runs_are_read_from_their_be
     process, said = start(tmp_path, kafka, "--continuous", "0.1")
     try:
         ledger.publish_all(20)
-        eventually(lambda: process.poll() is not None or rounds(said), timeout_s=120)
+        eventually(lambda: process.poll() is not None or rounds(said), timeout_s=600)
         admin = AdminClient({"bootstrap.servers": kafka})
         for made in admin.create_partitions([NewPartitions(topic, before + 2) for topic in TOPICS]).values():
             made.result(30)
@@ -207,7 +207,7 @@ def test_partitions_that_are_added_while_the_archive_runs_are_read_from_their_be
             for topic in TOPICS:
                 ledger.publish(topic, [os.urandom(20) for _ in range(5)], partition)
         ends = {topic: {str(p): high for p, (_, high) in end_offsets(kafka, topic).items()} for topic in TOPICS}
-        eventually(lambda: process.poll() is not None or any(told["end_offsets"] == ends for told in rounds(said)), timeout_s=120)
+        eventually(lambda: process.poll() is not None or any(told["end_offsets"] == ends for told in rounds(said)), timeout_s=600)
         process.terminate()
         assert process.wait(120) == 0, (tmp_path / "errors").read_text()
     finally:

@@ -23,7 +23,7 @@ def test_a_writer_that_is_killed_leaves_what_was_there(tmp_path: Path) -> None:
     write_file(path, "the first")
     writer = multiprocessing.get_context("spawn").Process(target=write_file, args=(path, Deadly("the second")))
     writer.start()
-    writer.join(60)
+    writer.join(180)
     assert writer.exitcode == -signal.SIGKILL
     assert read_file(path) == "the first"
     write_file(path, "the second")

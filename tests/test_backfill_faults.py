@@ -59,6 +59,7 @@ def test_killed_at_random_moments_it_goes_on_with_the_units_that_were_not_done(
     plain_bronze(spark, settings, sent)
     environment = {**os.environ, "HEADRACE_HOME": str(tmp_path), "HEADRACE_REDIS": redis_url, "HEADRACE_PARTITIONS": "2"}
     command = [sys.executable, "-m", "services.cli", "backfill", CARD_SPEND.name, "--json", "--engine", engine, "--rate"]
+    slowly = "250"  # records a second: seconds are left after each moment, so that it does not end while nobody looks
 
     def units() -> tuple[int, int]:
         """Done, and begun but not done."""
@@ -69,9 +70,9 @@ def test_killed_at_random_moments_it_goes_on_with_the_units_that_were_not_done(
     done, redone, tasks = 0, [], (os.cpu_count() or 2) if engine == "spark" else 1
     all_units = tasks * PARTITIONS_PER_TASK * UNITS_PER_PARTITION
     for kill in range(kills):
-        until = done + r.randrange(1, 2 + (all_units - 4 - done) // (kills - kill))
-        driver = subprocess.Popen([*command, "500"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        eventually(lambda until=until: units()[0] >= until, timeout_s=180)
+        until = done + r.randrange(1, max(2, 2 + (all_units - 4 - done) // (kills - kill)))  # more may be done than was waited for
+        driver = subprocess.Popen([*command, slowly], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        eventually(lambda until=until: units()[0] >= until)
         driver.kill()
         driver.wait()
         before, (done, begun) = done, units()
@@ -95,12 +96,12 @@ def test_redis_flushed_under_load_is_rebuilt_from_what_the_log_no_longer_has(spa
     with Runtime(home, ("worker", "scorer")) as runtime:
         store = redis.Redis.from_url(runtime.redis)
         send_slices(runtime, sent, 0, 6_000)
-        eventually(lambda: caught_up(runtime), timeout_s=60)
+        eventually(lambda: caught_up(runtime))
         archive(home, runtime.kafka, spark)
         forget_log(runtime.kafka)
         store.flushall()
         send_slices(runtime, sent, 6_000, 7_500)
-        eventually(lambda: caught_up(runtime), timeout_s=60)
+        eventually(lambda: caught_up(runtime))
         assert len(wrong_sets(store, Sent(sent.transactions[:7_500], sent.outcomes[:7_500]))) > 100, "the log alone does not bring it back"
 
         sending = threading.Thread(target=send_slices, args=(runtime, sent, 7_500, 9_000))
@@ -108,7 +109,7 @@ def test_redis_flushed_under_load_is_rebuilt_from_what_the_log_no_longer_has(spa
         archive(home, runtime.kafka, spark)
         found = [backfill(home, runtime.redis, view, (SERVICE,), spark=spark) for view in VIEWS]
         sending.join()
-        eventually(lambda: caught_up(runtime), timeout_s=60)
+        eventually(lambda: caught_up(runtime))
         for view, done in zip(VIEWS, found, strict=True):
             arrived = sent.transactions if view.source == "transactions" else sent.outcomes
             stored = stored_sets(store, view)

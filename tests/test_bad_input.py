@@ -174,7 +174,7 @@ def sending(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sending]:
         sent = Sending(runtime, home, small_world(EVENTS, seed=9), {}, pids)
         for source, records in (("transactions", sent.good.transactions), ("outcomes", sent.good.outcomes)):
             sent.refused[source] = send(runtime.kafka, source, records)
-        eventually(lambda: idle(sent), timeout_s=90)
+        eventually(lambda: idle(sent))
         yield sent
 
 

@@ -104,7 +104,7 @@ def sent(api: Api, cards: list[str]) -> list[dict[str, Any]]:
     """An event of each, through the log; scored when this returns."""
     events = [api.event(card_id=card) for card in cards]
     assert {api.post("/v1/events", event).status for event in events} == {202}
-    eventually(lambda: len(logged(api, "predictions", events)) == len(events), 60)
+    eventually(lambda: len(logged(api, "predictions", events)) == len(events))
     return events
 
 
@@ -169,7 +169,7 @@ def test_a_candidate_that_no_scorer_can_load_is_taken_back_and_no_event_is_lost(
     def live() -> Any:
         return read_chain(api.runtime.kafka).current("fraud")
 
-    ended = eventually(lambda: live().epoch > began.epoch and live(), 60)
+    ended = eventually(lambda: live().epoch > began.epoch and live())
     assert (ended.action, ended.by, ended.champion, ended.canary) == ("rollback", "guard", "1", None)
     assert ended.why.startswith("errors:")
     eventually(lambda: api.served() == ("1", ended.epoch))

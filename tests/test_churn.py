@@ -173,7 +173,7 @@ def ask_at_once(runtime: Runtime, settings: Settings, at_ms: int) -> dict[str, A
     recency = SERVICE.feature_names.index("recency_s")
     headrace(settings, "feast", "apply")
     return {"active": len(active), "scheduled": scheduled["requests"], "recency": [
-        eventually(answer, timeout_s=30)["features"][recency],
+        eventually(answer)["features"][recency],
         headrace(settings, "score", customer)["features"]["recency_s"],
         headrace(settings, "features", customer)["views"][0]["values"]["recency_s"],
         headrace(settings, "feast", "get", customer.replace("=", "_id="))["features"]["recency_s"]["value"],

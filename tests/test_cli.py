@@ -69,6 +69,7 @@ def test_doctor_names_what_is_unsafe_and_what_mends_it(tmp_path: Path, monkeypat
 def test_doctor_sees_a_redis_that_may_lose_or_evict(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     import redis
 
+    monkeypatch.setattr("services.runtime.doctor.ASK_S", 60.0)
     monkeypatch.setenv("HEADRACE_KAFKA", runtime.kafka)
     monkeypatch.setenv("HEADRACE_REDIS", runtime.redis)
     assert {finding.verdict for finding in examine() if finding.name in ("kafka", "topics", "redis")} == {"ok"}

@@ -63,7 +63,7 @@ def payment(number: int, time_ms: int) -> Any:
 
 def written(url: str, n: int, first: int = 0) -> int:
     """``n`` payments, a millisecond apart, applied to partition 0; returns when the last one arrived."""
-    writer = SetWriter(url, [BUSY], [READER], 1)
+    writer = SetWriter(url, [BUSY], [READER], 1, timeout_ms=30_000)
     writer.marks.adopt(0, writer.held(0))
     for start in range(first, first + n, 500):
         batch = [(payment(i, BASE_MS + i), BASE_MS + i) for i in range(start, min(start + 500, first + n))]
@@ -73,7 +73,7 @@ def written(url: str, n: int, first: int = 0) -> int:
 
 
 def features(url: str, t: int) -> tuple[list[float], list[int]]:
-    reader = SetReader(url, 2000, 1)
+    reader = SetReader(url, 30_000, 1)
     reading = reader.read([(BUSY, ["c"])])
     reader.close()
     records, edges = join_sets(BUSY, reading.sets[0].values())
@@ -170,7 +170,8 @@ def test_nothing_is_folded_before_every_partition_has_passed_it(engines: Endpoin
     """Real log, real role; the worker and the scorer are the few lines of ``work``, idle partitions are told the time by ``folded``."""
     settings = Settings(home=tmp_path, kafka=engines.kafka, redis=SecretStr(engines.redis))
     start = {p: high for p, (_, high) in end_offsets(engines.kafka, TRANSACTIONS).items()}
-    writer, reader = SetWriter(engines.redis, [BUSY], [READER], len(start)), SetReader(engines.redis, 2000, len(start))
+    writer = SetWriter(engines.redis, [BUSY], [READER], len(start), timeout_ms=30_000)
+    reader = SetReader(engines.redis, 30_000, len(start))
     for p in start:
         writer.marks.adopt(p, [NOTHING])
 

@@ -64,9 +64,9 @@ def test_a_container_becomes_ready_and_stops_on_sigterm(service: str, runtime: R
                 file = Path(environment["HEADRACE_READY_FILE"])
                 return file.exists() and file.read_text() == str(process.pid)
 
-            assert eventually(ready, timeout_s=120)
+            assert eventually(ready)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, log.read_text()[-2000:]
+            assert process.wait(120) == 0, log.read_text()[-2000:]
         finally:
             process.kill()
 

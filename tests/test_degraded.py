@@ -83,7 +83,7 @@ class Scoring:
             found = {p.event_id: (p, at_ms - p.arrival_ms) for p, at_ms in read if p.event_id in wanted}
             return found if found.keys() == wanted else {}
 
-        return eventually(look, timeout_s=60)
+        return eventually(look)
 
 
 @pytest.fixture(scope="module")

@@ -389,7 +389,7 @@ def test_the_command_exports_what_redis_holds_of_the_devices_own_entities(
     card, terminal = f"card-{os.getpid()}", f"terminal-{os.getpid()}"
     for source, events in ((TRANSACTIONS, paid), (OUTCOMES, known)):
         views = [view for view in fraud.SERVICE.views if view.source == source]
-        writer = SetWriter(redis_url, views, [fraud.SERVICE], 1)
+        writer = SetWriter(redis_url, views, [fraud.SERVICE], 1, timeout_ms=30_000)
         writer.marks.adopt(0, writer.held(0))
         of_ours = [(type(event)(**{**plain(event), "card_id": card, "terminal_id": terminal}), NOW) for event in events]
         writer.apply(0, max(*writer.held(0), 0) + 1, [of_ours] * len(views))

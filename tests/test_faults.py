@@ -77,7 +77,7 @@ def test_ten_kills_of_workers_and_scorer_lose_nothing_and_count_nothing_twice(ru
     sent = small_world(EVENTS, seed=1, step_ms=13_000)
     send_while(runtime, sent, kill)
     assert len(killed) == KILLS
-    eventually(lambda: caught_up(runtime), timeout_s=120)
+    eventually(lambda: caught_up(runtime))
     store = redis.Redis.from_url(runtime.redis)
     assert wrong_sets(store, sent) == []
     predictions = read_predictions(runtime.kafka)
@@ -106,7 +106,7 @@ def test_a_killed_broker_comes_back_and_nothing_acknowledged_is_lost(running) ->
             os.kill(eventually(lambda: runtime.pid("kafka")), signal.SIGKILL)
 
     send_while(runtime, sent, kill)
-    eventually(lambda: caught_up(runtime), timeout_s=120)
+    eventually(lambda: caught_up(runtime))
     assert wrong_sets(redis.Redis.from_url(runtime.redis), both(known, sent)) == []
 
 
@@ -120,11 +120,11 @@ def test_nothing_is_lost_with_the_broker_because_senders_wait_for_it(tmp_path: P
         store = redis.Redis.from_url(runtime.redis)
         safe, unsafe = small_world(100, seed=7, step_ms=13_000), small_world(100, seed=8, step_ms=13_000)
         send_to_a_dying_broker(runtime, safe.transactions, acks="all")
-        eventually(lambda: caught_up(runtime), timeout_s=120)
+        eventually(lambda: caught_up(runtime))
         assert wrong_sets(store, Sent(safe.transactions)) == []
 
         send_to_a_dying_broker(runtime, unsafe.transactions, acks="0")
-        eventually(lambda: caught_up(runtime), timeout_s=120)
+        eventually(lambda: caught_up(runtime))
         arrived = Sent(safe.transactions + unsafe.transactions[:1])
         assert wrong_sets(store, arrived) == []
         assert wrong_sets(store, both(arrived, Sent(unsafe.transactions[1:])))
@@ -144,7 +144,7 @@ def send_to_a_dying_broker(runtime: Runtime, records, acks: str) -> None:
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: runtime.pid("kafka") not in (None, pid))
     assert producer.flush(60) == 0
-    eventually(lambda: broker_answers(runtime), timeout_s=60)  # acks=0 does not wait for that
+    eventually(lambda: broker_answers(runtime))  # acks=0 does not wait for that
 
 
 def broker_answers(runtime: Runtime) -> bool:
@@ -164,10 +164,10 @@ def test_redis_back_from_an_older_file_makes_workers_seek_back(running) -> None:
     older, files = home / "older-aof", find_append_only(home)
     before, after = small_world(2_000, seed=3, step_ms=13_000), small_world(2_000, seed=4, step_ms=13_000)
     send_while(runtime, before, lambda _: None)
-    eventually(lambda: caught_up(runtime), timeout_s=60)
+    eventually(lambda: caught_up(runtime))
     copy(files, older)
     send_while(runtime, after, lambda _: None)
-    eventually(lambda: caught_up(runtime), timeout_s=60)
+    eventually(lambda: caught_up(runtime))
     everything = both(both(small_world(EVENTS, seed=1, step_ms=13_000), small_world(3_000, seed=2, cards=500, step_ms=13_000)),
                       both(before, after))
     store = redis.Redis.from_url(runtime.redis)
@@ -178,8 +178,8 @@ def test_redis_back_from_an_older_file_makes_workers_seek_back(running) -> None:
     copy(older, files)
     runtime.release("redis")
     eventually(lambda: answers(store))
-    eventually(lambda: caught_up(runtime), timeout_s=60)
-    eventually(lambda: not wrong_sets(store, everything), timeout_s=60)
+    eventually(lambda: caught_up(runtime))
+    eventually(lambda: not wrong_sets(store, everything))
 
 
 @pytest.mark.slow
@@ -201,7 +201,7 @@ def test_redis_back_from_an_older_file_under_load_while_a_worker_dies_loses_noth
         send_while(runtime, sent, go_back)
         store = redis.Redis.from_url(runtime.redis)
         eventually(lambda: answers(store))
-        eventually(lambda: caught_up(runtime) and not wrong_sets(store, sent), timeout_s=120)
+        eventually(lambda: caught_up(runtime) and not wrong_sets(store, sent))
         for source in ("transactions", "outcomes"):
             published = {(message.partition(), header(message.headers(), SOURCE_OFFSET))
                          for message in read_events(runtime.kafka, valid_topic(source))}

@@ -65,7 +65,7 @@ def world(url: str) -> dict[str, list[Any]]:
 
 
 def append(url: str, views: tuple[FeatureView, ...], events: list[Any], partition: int = 0) -> None:
-    writer = SetWriter(url, views, [SERVICE], partitions=1)
+    writer = SetWriter(url, views, [SERVICE], partitions=1, timeout_ms=30_000)
     held = writer.held(partition)
     writer.marks.adopt(partition, held)
     assert writer.apply(partition, max(held) + len(events), [[(event, NOW) for event in events]] * len(views))

@@ -229,7 +229,7 @@ def test_killed_at_any_point_it_leaves_one_answer(world: Canaried, point: str, a
     began = world.begin(steps=(1000,))
     world.predict(range(6000), 1000, fails=lambda mine: mine and action == "rollback")
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=guard_and_die, args=(str(world.settings.home), world.kafka, point))
+    process = context.Process(target=guard_and_die, args=(str(world.settings.home), world.kafka, point), daemon=True)
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -264,5 +264,5 @@ def guard_and_die(home: str, kafka: str, point: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     guard = Guard(Settings(home=Path(home), kafka=kafka, time="replay"), str, die)
-    for _ in range(100):
+    for _ in range(10_000):
         guard.step()

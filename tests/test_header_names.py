@@ -63,13 +63,13 @@ def send_odd(bootstrap: str, values: list[tuple[str, int]]) -> None:
 
 def test_worker_and_scorer_go_on_and_dead_letters_keep_the_name_as_it_can_be_read(running: tuple[Runtime, Settings, Sent]) -> None:
     runtime, _, sent = running
-    eventually(lambda: len(read_predictions(runtime.kafka).first) == len(sent.transactions), timeout_s=60)
+    eventually(lambda: len(read_predictions(runtime.kafka).first) == len(sent.transactions))
     predictions = read_predictions(runtime.kafka)
     assert {p.event_id for p in predictions.first.values()} == {event.event_id for event, _ in sent.transactions}
     assert wrong_sets(redis.Redis.from_url(runtime.redis), sent) == []
     odd = [header(m.headers(), READ) for m in read_events(runtime.kafka, valid_topic(TRANSACTIONS))]
     assert odd == [None] * THIRD + [b"7"] * THIRD + [None] * THIRD
-    (letter,) = read_topic(runtime.kafka, dead_letter_topic(TRANSACTIONS))
+    (letter,) = eventually(lambda: list(read_topic(runtime.kafka, dead_letter_topic(TRANSACTIONS))))
     assert (letter.value(), header(letter.headers(), READ), header(letter.headers(), "hr_reason")) == (b"{", b"7", b"not-json")
     assert header(letter.headers(), SOURCE_OFFSET) == b"%d" % (2 * THIRD)
     assert {process.restarts for process in runtime.state.processes} == {0}

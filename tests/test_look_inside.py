@@ -43,7 +43,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Runtime,
         publish(producer, "outcomes", sent.outcomes)
         publish(producer, "transactions", sent.transactions)
         assert producer.flush(60) == 0
-        eventually(lambda: idle(runtime, home), timeout_s=90)
+        eventually(lambda: idle(runtime, home))
         yield runtime, home, sent
 
 

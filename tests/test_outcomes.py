@@ -80,7 +80,7 @@ def joined(store: redis.Redis, kafka: str, topic: str) -> bool:
 def check_all(kafka: str) -> int:
     """Wait for as many evaluations as there must be, and hold each to the oracle. Returns how many there are."""
     right = expected(logs(kafka), HORIZON_MS)
-    eventually(lambda: len(published(kafka)) >= len(right), timeout_s=60)
+    eventually(lambda: len(published(kafka)) >= len(right))
     found = published(kafka)
     told = {name: [(partition, json.loads(value)) for partition, _, value in triples] for name, triples in found.items()}
     wrong = {name: (told.get(name), right.get(name)) for name in told.keys() | right.keys() if told.get(name) != [right.get(name)]}
@@ -120,7 +120,7 @@ def test_kills_and_an_older_redis_leave_the_evaluations_that_brute_force_finds(t
         producer.flush(60)
         os.kill(eventually(lambda: runtime.pid("loop")), signal.SIGKILL)
         eventually(lambda: answers(store))
-        eventually(lambda: caught_up(runtime), timeout_s=120)
+        eventually(lambda: caught_up(runtime))
         found = check_all(runtime.kafka)
         assert found > 5_000
         copies = sum(1 for _ in read_topic(runtime.kafka, EVALUATIONS)) - found

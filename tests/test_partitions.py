@@ -44,9 +44,10 @@ def test_more_partitions_are_noticed_mended_and_nothing_is_lost(
     settings = Settings(home=tmp_path, time="replay")
     monkeypatch.setenv("HEADRACE_HOME", str(tmp_path))
     monkeypatch.setenv("HEADRACE_TIME", "replay")
+    monkeypatch.setattr("services.runtime.doctor.ASK_S", 60.0)
     with Runtime(settings, ("worker", "scorer")) as runtime:
         publish(runtime, before, 4)
-        eventually(lambda: len(read_predictions(runtime.kafka).first) == 200, timeout_s=60)
+        eventually(lambda: len(read_predictions(runtime.kafka).first) == 200)
         assert findings() == []
         admin = AdminClient({"bootstrap.servers": runtime.kafka})
         admin.create_partitions([NewPartitions(TRANSACTIONS, 6)])[TRANSACTIONS].result(30)
@@ -68,7 +69,7 @@ def test_more_partitions_are_noticed_mended_and_nothing_is_lost(
 
     with Runtime(settings.model_copy(update={"partitions": 6}), ("worker", "scorer")) as runtime:
         publish(runtime, after, 6)
-        eventually(lambda: len(read_predictions(runtime.kafka).first) == 600, timeout_s=60)
+        eventually(lambda: len(read_predictions(runtime.kafka).first) == 600)
         everything = Sent(before.transactions + between.transactions + after.transactions)
         assert wrong_sets(redis.Redis.from_url(runtime.redis), everything) == []
         # Negative control: the comparison sees what came through the new partitions alone.

@@ -81,7 +81,8 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
 def pending(store: redis.Redis, budget_bytes: int = BUDGET) -> Pending:
     at = store.connection_pool.connection_kwargs
     marks = JoinMarks(READ)
-    pairs = Pending(f"redis://{at['host']}:{at['port']}/7", TOPIC, marks, ["fraud"], {READ: 1}, 60 * DAY_MS, budget_bytes)
+    pairs = Pending(f"redis://{at['host']}:{at['port']}/7", TOPIC, marks, ["fraud"], {READ: 1}, 60 * DAY_MS, budget_bytes,
+                    timeout_ms=30_000)
     marks.adopt(0, pairs.held(0))
     assert pairs.confirm(0)
     return pairs

@@ -88,7 +88,7 @@ def test_a_writer_that_died_after_it_wrote_finds_its_own_record(kafka: str) -> N
     model, context = "died", multiprocessing.get_context("spawn")
     writer = context.Process(target=_write_and_die, args=(kafka, model))
     writer.start()
-    writer.join(60)
+    writer.join(180)
     assert writer.exitcode == -signal.SIGKILL
     log = ReleaseLog(kafka)
     assert log.release("once", model, "1", 5, "", "").epoch == 1

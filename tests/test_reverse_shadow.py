@@ -77,7 +77,7 @@ def test_a_worse_release_is_taken_back_as_labels_mature_and_an_equal_one_is_not(
         def send(first: int, last: int) -> None:
             publish(producer, "transactions", sent[first:last])
             assert producer.flush(60) == 0
-            eventually(lambda: caught_up(runtime), 60)
+            eventually(lambda: caught_up(runtime))
 
         def release(version: str) -> Release:
             assert main(["release", "champion", f"fraud@{version}", "--why", "by force", "--json"]) == 0, capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_a_worse_release_is_taken_back_as_labels_mature_and_an_equal_one_is_not(
         send(1_700, 1_750)
         os.kill(eventually(lambda: runtime.pid("shadow")), signal.SIGKILL)
         send(1_750, 3_400)
-        eventually(lambda: sum(end for _, end in end_offsets(runtime.kafka, shadow_topic(SERVICE.predictions)).values()) > 2_800, 60)
+        eventually(lambda: sum(end for _, end in end_offsets(runtime.kafka, shadow_topic(SERVICE.predictions)).values()) > 2_800)
         publish(producer, "outcomes", outcomes[:1_700])
         assert producer.flush(60) == 0
         assert [each.champion for each in history(runtime.kafka)] == ["1", "2", "3"], "no label of the third has come"
@@ -103,7 +103,7 @@ def test_a_worse_release_is_taken_back_as_labels_mature_and_an_equal_one_is_not(
         for source in ("transactions", "outcomes"):
             clocks.clock(source, outcomes[-1][1] + 20 * DAY_MS)
         clocks.flush()
-        taken_back = eventually(lambda: history(runtime.kafka)[3:], 120)[0]
+        taken_back = eventually(lambda: history(runtime.kafka)[3:])[0]
         assert (taken_back.champion, taken_back.previous, taken_back.by) == ("2", "3", "reverse shadow")
         assert taken_back.release_id.startswith(ROLLBACK)
         (evidence,) = (tmp_path / "tables" / "rollbacks" / "fraud").glob("*.json")
@@ -135,13 +135,13 @@ def test_a_worse_release_is_taken_back_as_labels_mature_and_an_equal_one_is_not(
                  arrival + 37 * DAY_MS) for outcome, arrival in outcomes[1_700:]]
         publish(producer, "transactions", more)
         assert producer.flush(60) == 0
-        eventually(lambda: caught_up(runtime), 60)
+        eventually(lambda: caught_up(runtime))
         publish(producer, "outcomes", told)
         assert producer.flush(60) == 0
         for source in ("transactions", "outcomes"):
             clocks.clock(source, told[-1][1] + 30 * DAY_MS)
         clocks.flush()
-        line = eventually(lambda: next((each for each in shadow_log().splitlines() if "trial over" in each and "kept=1" in each), ""), 120)
+        line = eventually(lambda: next((each for each in shadow_log().splitlines() if "trial over" in each and "kept=1" in each), ""))
         print(taken_back.why, found, line, sep="\n")
         assert int(line.split("subjects=")[1].split()[0]) > 50, "there was something to judge by"
         assert [each.champion for each in history(runtime.kafka)] == ["1", "2", "3", "2", "1"]

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import redis
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Message, Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,8 +57,13 @@ def publish(kafka: str, value: bytes) -> None:
 def first_value(kafka: str) -> bytes:
     consumer = Consumer({"bootstrap.servers": kafka, "group.id": "test", "auto.offset.reset": "earliest"})
     consumer.subscribe([TRANSACTIONS])
+
+    def heard() -> Message | None:
+        message = consumer.poll(1.0)
+        return message if message is not None and not message.error() else None
+
     try:
-        value = eventually(lambda: consumer.poll(1.0)).value()
+        value = eventually(heard).value()
         assert value is not None
         return value
     finally:
@@ -69,8 +74,8 @@ def test_kafka_and_redis_are_up_with_the_catalogues_topics_and_take_large_values
     settings, began = Settings(home=tmp_path, kafka=None, redis=None), time.monotonic()
     with Runtime(settings, roles=()) as runtime:
         print(f"first up after {time.monotonic() - began:.1f} s")
-        assert answers(runtime.kafka, 1.0)
-        assert server_pid(runtime.redis, 1.0) == runtime.pid("redis")
+        assert answers(runtime.kafka, 30.0)
+        assert server_pid(runtime.redis, 30.0) == runtime.pid("redis")
         assert endpoints(settings) == runtime.endpoints
         assert create_topics(runtime.kafka, catalogue(settings)) == []
         publish(runtime.kafka, b"x" * (5 << 20))
@@ -93,9 +98,10 @@ def test_a_topic_that_differs_from_the_catalogue_is_refused_by_name(runtime: Run
 
 
 def test_a_killed_redis_is_back_on_its_port_with_its_data(runtime: Runtime) -> None:
-    with redis.Redis.from_url(runtime.redis, socket_timeout=5) as client:
+    with redis.Redis.from_url(runtime.redis, socket_timeout=60) as client:
         for number in range(1000):
             client.append("key", number.to_bytes(2, "big"))
+        eventually(lambda: client.info("persistence")["aof_buffer_length"] == 0)  # held back while the disk is slow to sync
         killed = runtime.pid("redis")
         assert killed
         os.kill(killed, signal.SIGKILL)
@@ -120,7 +126,7 @@ def test_a_held_child_stays_down_until_it_is_released(runtime: Runtime) -> None:
     assert runtime.pid("redis") is None
     assert server_pid(runtime.redis, 0.2) is None
     runtime.release("redis")
-    assert server_pid(runtime.redis, 1.0) == runtime.pid("redis")
+    assert server_pid(runtime.redis, 30.0) == runtime.pid("redis")
 
 
 @contextmanager
@@ -144,18 +150,18 @@ def children_once_up(home: Path, process: subprocess.Popen[str]) -> list[int]:
         state = running(home)
         return [child.pid for child in state.processes if child.pid] if state and state.state == "up" else []
 
-    return eventually(pids, timeout_s=120)
+    return eventually(pids)
 
 
 def test_a_second_up_is_refused_and_sigterm_stops_the_first_cleanly(tmp_path: Path) -> None:
     with up(tmp_path) as first:
         children = children_once_up(tmp_path, first)
         second = subprocess.run([sys.executable, "-m", "services.cli", "up", "--json"], env=environment(tmp_path), capture_output=True,
-                                text=True, timeout=30, check=False)
+                                text=True, timeout=120, check=False)
         assert second.returncode == RuntimeFault.exit_code
         assert f"process {first.pid}" in json.loads(second.stderr)["error"]
         first.send_signal(signal.SIGTERM)
-        said, _ = first.communicate(timeout=30)
+        said, _ = first.communicate(timeout=120)
         assert first.returncode == 0
         assert json.loads(said)["state"] == "up"
         assert len(children) == 2
@@ -168,7 +174,7 @@ def test_no_child_outlives_a_killed_parent_and_the_next_up_goes_on(tmp_path: Pat
         parent.kill()
         parent.wait()
     assert len(children) == 2
-    eventually(lambda: all(map(gone, children)), timeout_s=5)
+    eventually(lambda: all(map(gone, children)))
     assert holder(tmp_path) is None
     with up(tmp_path) as again:
         assert len(children_once_up(tmp_path, again)) == 2
@@ -176,7 +182,7 @@ def test_no_child_outlives_a_killed_parent_and_the_next_up_goes_on(tmp_path: Pat
                               text=True, timeout=60, check=False)
         assert down.returncode == 0
         assert down.stdout.startswith("stopped in")
-        assert again.wait(5) == 0
+        assert again.wait(60) == 0
 
 
 def test_a_command_whose_parent_is_gone_already_does_not_start() -> None:
@@ -211,7 +217,7 @@ def test_a_child_that_ignores_sigterm_is_killed_after_its_bound(supervisor: Supe
     pid = supervisor.states()[0].pid
     began = time.monotonic()
     supervisor.stop()
-    assert 0.5 <= time.monotonic() - began < 3
+    assert 0.5 <= time.monotonic() - began < 9, "its own bound, not the default one of 10 s"
     assert gone(pid)
 
 

@@ -120,7 +120,7 @@ def test_a_producer_cannot_say_for_us_where_a_record_came_from(value: bytes) -> 
 
 def test_an_answer_that_nobody_took_is_not_taken_for_the_next_one(redis_url: str) -> None:
     """Else a rebalance in the middle of a read would give one card the history of another."""
-    store, reader = redis.Redis.from_url(redis_url), SetReader(redis_url, 2000, 1)
+    store, reader = redis.Redis.from_url(redis_url), SetReader(redis_url, 30_000, 1)
     for card in ("mine", "yours"):
         store.set(entity_key(CARD_SPEND, card), card)
     reader.ask([(CARD_SPEND, ["mine"])])

@@ -68,7 +68,7 @@ def test_a_pause_is_what_the_rate_leaves_or_what_the_store_took(pace: Pace, reco
 
 
 def write(url: str, offset: int, began: tuple[int, int] | None = None, name: str = "c1") -> None:
-    writer = SetWriter(url, [RECENT], [SERVICE], 1)
+    writer = SetWriter(url, [RECENT], [SERVICE], 1, timeout_ms=30_000)
     writer.marks.adopt(0, writer.held(0))
     event = Outcome("e", NOW, name, "t", True)
     assert writer.apply(0, offset, [[(event, NOW)]], began)
@@ -76,7 +76,7 @@ def write(url: str, offset: int, began: tuple[int, int] | None = None, name: str
 
 
 def refused(url: str, name: str, at_ms: int) -> bool:
-    reader = SetReader(url, 2000, 1)
+    reader = SetReader(url, 30_000, 1)
     event = Outcome("now", at_ms, name, "t", True)
     builder = VectorBuilder(SERVICE)
     stamp = builder.build([event], reader.read(builder.wanted([event]))).stamps[0][0]

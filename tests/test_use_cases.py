@@ -99,9 +99,9 @@ class Shop:
         self.view = FeatureView(f"seen_{uuid.uuid4().hex[:8]}", "card_id", TRANSACTIONS, (), (Feature("n", "count", 10 * DAY_MS),))
         self.quick = FeatureService(f"quick_{self.view.name}", TRANSACTIONS, (self.view,))
         self.slow = FeatureService(f"slow_{self.view.name}", TRANSACTIONS, (self.view,))
-        self.reader = SetReader(url, 2000, PARTITIONS)
-        self.wire = Wire(url, 2000)
-        self.writer = SetWriter(url, [self.view], [self.quick, self.slow], PARTITIONS, **options)
+        self.reader = SetReader(url, 30_000, PARTITIONS)
+        self.wire = Wire(url, 30_000)
+        self.writer = SetWriter(url, [self.view], [self.quick, self.slow], PARTITIONS, timeout_ms=30_000, **options)
         self.writer.marks.adopt(0, [-1])
         self.offset = -1
 

@@ -61,7 +61,7 @@ class TiledStore:
         self.view = dataclasses.replace(draw_view(r, UNIT, FOLDABLE), entity="entity")
         self.service = FeatureService("tiled", "s", (self.view,))
         self.url, self.pack = url, packer(self.view)
-        self.reader = SetReader(url, 2000, PARTITIONS)
+        self.reader = SetReader(url, 30_000, PARTITIONS)
         self.compactors = [(EntityCompactor if self.rules.script_checks else Careless)(url, self.view) for _ in range(2)]
         self.clock, self.identity = 100_000 * UNIT, 0
         self.log: dict[int, list[Any]] = {p: [] for p in range(PARTITIONS)}
@@ -76,7 +76,7 @@ class TiledStore:
         self.seen: Counter[str] = Counter()
 
     def writer(self, partition: int) -> SetWriter:
-        writer = SetWriter(self.url, [self.view], [self.service], PARTITIONS)
+        writer = SetWriter(self.url, [self.view], [self.service], PARTITIONS, timeout_ms=30_000)
         writer.marks.adopt(partition, writer.held(partition))
         for of_view in writer.appends:
             of_view._long = 8 * self.view.record_words

@@ -36,7 +36,7 @@ class World:
         self.url, self.r, self.union, self.in_store = url, random.Random(seed), union, progress_in_store
         self.store = redis.Redis.from_url(url)
         self.store.flushdb()
-        self.wire = Wire(url, 2000, (TRIM,))
+        self.wire = Wire(url, 30_000, (TRIM,))
         self.seen: Counter[str] = Counter()
         events = [Outcome(f"e{i}", NOW + i * HOUR_MS // 2, f"c{self.r.randrange(ENTITIES)}", "t", self.r.random() < 0.5)
                   for i in range(RECORDS)]

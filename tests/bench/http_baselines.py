@@ -37,7 +37,7 @@ def server(name: str, port: int, folder: Path, redis: str) -> Iterator[int]:
     with subprocess.Popen([sys.executable, "-m", "tests.bench.http_baselines", name, str(port), str(folder), redis],
                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            eventually(lambda: process.poll() is not None or _answers(port, HEALTH[name]), timeout_s=120)
+            eventually(lambda: process.poll() is not None or _answers(port, HEALTH[name]))
             assert process.poll() is None, f"{name} ended with {process.returncode}"
             yield process.pid
         finally:
