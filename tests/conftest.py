@@ -16,6 +16,7 @@ from hypothesis import settings as examples
 from jobs.spark import session, session_options
 from schemas.settings import Settings
 from schemas.topics import catalogue
+from services.runtime import ports
 from services.runtime.embedded import Runtime
 from services.runtime.endpoints import Endpoints
 from services.runtime.kafka import answers
@@ -38,6 +39,12 @@ os.environ.setdefault("JDK_JAVA_OPTIONS", ONE_COMPILER)
 # An example takes as long as the machine lets it: what is slow here is no finding.
 examples.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 examples.load_profile("untimed")
+
+# A port is chosen seconds before a broker listens there: workers of a parallel run choose from ranges of their own.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+RANGE = (ports.HIGHEST - ports.LOWEST) // WORKERS
+ports.LOWEST += int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) * RANGE
+ports.HIGHEST = ports.LOWEST + RANGE
 
 
 @pytest.fixture(scope="session")
