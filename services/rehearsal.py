@@ -35,7 +35,7 @@ TRAIN_DAY = 52
 """The first model is trained when the longest window, 30 days and a label delay, is full in all that it is trained and judged on."""
 
 STEP_MS = 3 * HOUR_MS
-"""Of simulated time at once. What a score reads is the same with hours; everybody who is waited for does a third of the rounds."""
+"""Of simulated time at once. Hours would be three times the rounds; of what meets at a terminal somewhat more is ``in_flight``."""
 
 
 @dataclass(frozen=True)
