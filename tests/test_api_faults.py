@@ -26,7 +26,7 @@ from tests.deadline import eventually
 from tests.world_check import as_floats
 
 TIMEOUT_MS = 1_000
-PATIENCE_S = 15.0
+PATIENCE_S = 13.0
 """Many times the timeout: what is asserted is that nobody waits for a store that does not answer, not how fast this machine is."""
 
 
@@ -95,7 +95,7 @@ def test_without_redis_answers_are_degraded_and_in_time(api: Api, fault: Any) ->
         assert {name: vector[name] for name in DEFAULTS} == DEFAULTS
         assert np.isnan(vector["card_count_30d"])
     eventually(lambda: state(api)["store"] == {"fraud": True})
-    eventually(lambda: not api.post("/v1/score", api.event()).body["degraded"])
+    assert not api.post("/v1/score", api.event()).body["degraded"]
 
 
 def test_many_at_once_wait_no_longer_for_a_hung_redis_than_one(api: Api) -> None:
@@ -183,6 +183,7 @@ def test_a_stop_under_load_answers_every_request_that_was_sent(api: Api) -> None
                     refused.set()
                     return
                 fresh = True
+            idle_s = time.monotonic() - used  # of this client itself: how long an answer took is not in it
             try:
                 connection.request("POST", "/v1/score", json.dumps(api.event()), {"authorization": f"Bearer {api.key}"})
                 response = connection.getresponse()
@@ -194,7 +195,7 @@ def test_a_stop_under_load_answers_every_request_that_was_sent(api: Api) -> None
             except (OSError, http.client.HTTPException) as error:
                 if fresh:  # the listener went between the handshake and the first request
                     return
-                if time.monotonic() - used > DRAIN_S / 2:
+                if idle_s > DRAIN_S / 2:
                     connection.close()
                     continue
                 failed.append(repr(error))

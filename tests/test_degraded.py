@@ -33,7 +33,7 @@ from tests.world_check import Sent, as_floats, oracle_vector, publish, read_pred
 
 EVENTS = 600
 TIMEOUT_MS, PATIENCE_MS = 500, 20_000
-"""A tenth of a second is what a busy machine takes from anybody. Twenty seconds: what is asserted is that nobody waits for a store."""
+"""A busy machine takes a tenth of a second from anybody. Forty times the timeout: asserted is that nobody waits for a store."""
 DEFAULTS = {"card_count_1d": 3.0, "card_amount_mean_30d": 20.0, "card_at_terminal_30d": 0.0}
 
 
